@@ -1,0 +1,1 @@
+"""Low-rank matrix recovery and sensing in JAX."""

@@ -1,0 +1,27 @@
+"""Integer status codes, one per lane, and their text. Codes live in traced code; text is for the host."""
+
+RUNNING = 0
+CONVERGED = 1
+NONFINITE = 2
+STALLED = 3
+SCHEDULE_TOO_SHORT = 4
+
+MESSAGES = (
+    "step budget used before the tolerance was met; raise num_steps or loosen the tolerance",
+    "converged",
+    "the next iterate was not finite; the last finite one is returned. A smaller step_size usually helps",
+    "no progress: the iterate stopped moving above the requested tolerance",
+    "the geometric step schedule ends before a start this small can grow; raise step_size, the decay factor "
+    "or initial_scale, or pass check_budget=False to run it all the same",
+)
+
+
+def message(code: int) -> str:
+    """The text of a status code."""
+    if not 0 <= int(code) < len(MESSAGES):
+        raise ValueError(f"unknown status code {int(code)}; codes run from 0 to {len(MESSAGES) - 1}")
+    return MESSAGES[int(code)]
+
+
+class SolveError(RuntimeError):
+    """Raised on the host by `Solution.check()`; names the lanes that failed and why."""
