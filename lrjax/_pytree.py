@@ -10,9 +10,7 @@ import jax.numpy as jnp
 T = TypeVar("T")
 
 
-@dataclass_transform(
-    kw_only_default=True, frozen_default=True, eq_default=False, field_specifiers=(jax.tree.static,)
-)
+@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False, field_specifiers=(jax.tree.static,))
 def pytree(cls: type[T]) -> type[T]:
     """Frozen, keyword-only dataclass whose fields are JAX data unless marked `jax.tree.static()`.
 
@@ -22,9 +20,7 @@ def pytree(cls: type[T]) -> type[T]:
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls))
 
 
-@dataclass_transform(
-    kw_only_default=False, frozen_default=True, eq_default=False, field_specifiers=(jax.tree.static,)
-)
+@dataclass_transform(kw_only_default=False, frozen_default=True, eq_default=False, field_specifiers=(jax.tree.static,))
 def positional_pytree(cls: type[T]) -> type[T]:
     """`pytree` whose fields may be given by position: for the few nouns where the order is obvious."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))

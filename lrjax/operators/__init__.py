@@ -1,0 +1,14 @@
+"""Measurement operators: linear maps from low-rank matrices to numbers, one contract for all."""
+
+from lrjax._pytree import pytree as pytree
+from lrjax.operators.base import Operator as Operator
+from lrjax.operators.combinators import masked as masked
+from lrjax.operators.combinators import scaled as scaled
+from lrjax.operators.combinators import stacked as stacked
+from lrjax.operators.combinators import summed as summed
+from lrjax.operators.dense import DenseEnsemble as DenseEnsemble
+from lrjax.operators.entries import EntryMask as EntryMask
+from lrjax.operators.entries import Identity as Identity
+from lrjax.operators.entries import SampledEntries as SampledEntries
+from lrjax.operators.rank_one import RankOneMeasurements as RankOneMeasurements
+from lrjax.operators.seeded import SeededGaussianEnsemble as SeededGaussianEnsemble

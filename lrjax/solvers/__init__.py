@@ -1,0 +1,9 @@
+"""Solvers: pytrees of numbers with `init` and `step`, one file per algorithm."""
+
+from lrjax.solvers.alternating_minimization import AlternatingMinimization as AlternatingMinimization
+from lrjax.solvers.gradient_descent import GradientDescent as GradientDescent
+from lrjax.solvers.scaled_gradient_descent import ScaledGradientDescent as ScaledGradientDescent
+from lrjax.solvers.subgradient import SubgradientMethod as SubgradientMethod
+from lrjax.solvers.wrappers import Averaged as Averaged
+from lrjax.solvers.wrappers import BestSoFar as BestSoFar
+from lrjax.solvers.wrappers import Restarted as Restarted

@@ -1,0 +1,125 @@
+"""`Factors`: a low-rank matrix that is never formed unless asked."""
+
+import jax
+import jax.numpy as jnp
+
+from lrjax._pytree import positional_pytree
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product at full precision: accelerators may otherwise round float32 products to TF32 or bfloat16."""
+    return jnp.matmul(a, b, precision="highest")
+
+
+@positional_pytree
+class Factors:
+    """The matrix `X = left @ right.T`.
+
+    Attributes:
+        left: `(n1, k)`.
+        right: `(n2, k)`.
+
+    A symmetric positive semidefinite `X = U U^T` is `Factors(U, U)`; solvers with `symmetric=True` return that.
+
+    Examples:
+        >>> import jax.numpy as jnp, lrjax as lr
+        >>> x = lr.Factors(jnp.ones((3, 1)), jnp.arange(2.0)[:, None])
+        >>> x.shape, x.dense().tolist()[0]
+        ((3, 2), [0.0, 1.0])
+    """
+
+    left: jax.Array
+    right: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n1, n2)`, the shape of the matrix (without lane axes)."""
+        return self.left.shape[-2], self.right.shape[-2]
+
+    @property
+    def max_rank(self) -> int:
+        """Number of columns `k` of each factor: an upper bound on the rank."""
+        return self.left.shape[-1]
+
+    def dense(self) -> jax.Array:
+        """The `(n1, n2)` matrix itself; `n1 n2 k` multiplications and as much memory."""
+        return matmul(self.left, jnp.swapaxes(self.right, -1, -2))
+
+    def entries(self, rows: jax.Array, cols: jax.Array) -> jax.Array:
+        """The entries `X[rows, cols]`, each a product of two rows of the factors."""
+        return jnp.sum(self.left[..., rows, :] * self.right[..., cols, :], axis=-1)
+
+    def matmul(self, v: jax.Array) -> jax.Array:
+        """`X @ v` for `v` of shape `(n2,)` or `(n2, q)`."""
+        return matmul(self.left, matmul(self.right.T, v))
+
+    def rmatmul(self, u: jax.Array) -> jax.Array:
+        """`X.T @ u` for `u` of shape `(n1,)` or `(n1, q)`."""
+        return matmul(self.right, matmul(self.left.T, u))
+
+    def svd(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Thin SVD `(u, s, v)` with `X = u @ diag(s) @ v.T`, by QR of both factors and a small SVD.
+
+        Cost `O((n1 + n2) k^2)`. Returns at most `min(n1, n2, k)` singular triples.
+        """
+        q_left, r_left = jnp.linalg.qr(self.left)
+        q_right, r_right = jnp.linalg.qr(self.right)
+        u, s, vt = jnp.linalg.svd(matmul(r_left, r_right.T), full_matrices=False)
+        return matmul(q_left, u), s, matmul(q_right, vt.T)
+
+    def truncate(self, rank: int) -> "Factors":
+        """The best rank-`rank` approximation, as balanced factors of `rank` columns."""
+        if not 0 < rank <= self.max_rank:
+            raise ValueError(f"rank must lie in 1..{self.max_rank} (the columns of the factors); got {rank}")
+        u, s, v = self.svd()
+        scale = jnp.sqrt(s[:rank])
+        return Factors(u[:, :rank] * scale, v[:, :rank] * scale)
+
+    def balanced(self) -> "Factors":
+        """The same matrix with `left.T @ left == right.T @ right`, columns sorted by singular value."""
+        u, s, v = self.svd()
+        scale, missing = jnp.sqrt(s), self.max_rank - s.shape[-1]
+        pad = ((0, 0), (0, missing))
+        return Factors(jnp.pad(u * scale, pad), jnp.pad(v * scale, pad))
+
+    def norm(self) -> jax.Array:
+        """Frobenius norm of `X`, from the triangular factors, so that it is accurate for nearly equal terms."""
+        r_left = jnp.linalg.qr(self.left, mode="r")
+        r_right = jnp.linalg.qr(self.right, mode="r")
+        return jnp.linalg.norm(matmul(r_left, r_right.T))
+
+
+def difference_norm(a: Factors, b: Factors) -> jax.Array:
+    """`||A - B||_F` to full relative accuracy, the cheaper way.
+
+    Either the dense difference or a QR of the concatenated factors; Gram matrices would lose half the digits.
+    """
+    (n1, n2), k = a.shape, a.max_rank + b.max_rank
+    if n1 * n2 <= (n1 + n2) * 2 * k:
+        return jnp.linalg.norm(a.dense() - b.dense())
+    left = jnp.concatenate([a.left, -b.left], axis=1)
+    return Factors(left, jnp.concatenate([a.right, b.right], axis=1)).norm()
+
+
+def as_factors(x: "Factors | jax.Array") -> Factors:
+    """`x` itself, or a dense `(n1, n2)` matrix as `x @ I.T`."""
+    return x if isinstance(x, Factors) else Factors(x, jnp.eye(x.shape[1], dtype=x.dtype))
+
+
+def relative_error(estimate: Factors | jax.Array, truth: Factors | jax.Array) -> jax.Array:
+    """`||estimate - truth||_F / ||truth||_F`, accurate down to the dtype's epsilon.
+
+    Gauge-invariant: only the products of the factors enter.
+
+    Args:
+        estimate: `Factors` or a dense `(n1, n2)` matrix.
+        truth: the same.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    estimate, truth = as_factors(estimate), as_factors(truth)
+    if estimate.shape != truth.shape:
+        raise ValueError(f"estimate and truth must have one shape; got {estimate.shape} and {truth.shape}")
+    zero = Factors(jnp.zeros_like(truth.left), truth.right)
+    return difference_norm(estimate, truth) / difference_norm(zero, truth)

@@ -1,0 +1,39 @@
+"""How close an estimate is: gauge-invariant, so signs and rotations of the factors never matter."""
+
+import jax
+import jax.numpy as jnp
+
+from lrjax.factors import Factors, matmul
+from lrjax.factors import relative_error as relative_error
+
+
+def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Sine of the largest principal angle between the column spaces of `a` and `b`, `||A_perp^T B||_2`.
+
+    Args:
+        a: `(n, k)`, full column rank.
+        b: `(n, j)` with `j <= k`, full column rank.
+    """
+    if a.shape[0] != b.shape[0] or b.shape[1] > a.shape[1]:
+        raise ValueError(f"a (n, k) and b (n, j) need one n and j <= k; got {a.shape} and {b.shape}")
+    qa, qb = jnp.linalg.qr(a)[0], jnp.linalg.qr(b)[0]
+    # The part of B outside A, not sqrt(1 - cos^2): small angles keep all their digits.
+    return jnp.linalg.norm(qb - matmul(qa, matmul(qa.T, qb)), ord=2)
+
+
+def rmse(predicted: jax.Array, values: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Root mean squared difference, weighted if `weights` are given."""
+    square = (predicted - values) ** 2
+    if weights is None:
+        return jnp.sqrt(jnp.mean(square))
+    return jnp.sqrt(jnp.sum(weights * square) / jnp.sum(weights))
+
+
+def success(estimate: Factors | jax.Array, truth: Factors | jax.Array, tolerance: float = 1e-4) -> jax.Array:
+    """Whether the relative error is at most `tolerance`: the indicator of phase diagrams."""
+    return relative_error(estimate, truth) <= tolerance
+
+
+def support_recovery(estimate: jax.Array, truth: jax.Array, threshold: float | jax.Array = 0.0) -> jax.Array:
+    """Fraction of places at which `|estimate| > threshold` agrees with `truth != 0`."""
+    return jnp.mean(((jnp.abs(estimate) > threshold) == (truth != 0)).astype(jnp.result_type(estimate)))

@@ -1,0 +1,344 @@
+"""Planted problems by key: truths of chosen rank, conditioning and coherence; noise, corruption and sampling.
+
+Everything is traceable: vmap a builder over keys, noise, corruption or condition number.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrjax import losses
+from lrjax.factors import Factors
+from lrjax.operators import DenseEnsemble, EntryMask, SampledEntries
+from lrjax.operators.base import check_count, check_shape
+from lrjax.problem import Problem
+
+CORRUPTIONS = ("gaussian", "one_sided", "adversarial_sign")
+SAMPLINGS = ("uniform", "skewed")
+
+
+def _default_dtype(dtype: Any) -> Any:
+    return jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+
+
+def _check_fraction(name: str, value: Any, low: float = 0.0, high: float = 1.0) -> None:
+    if isinstance(value, jax.core.Tracer) or value is None:
+        return
+    if not (low <= float(value) <= high):
+        raise ValueError(f"{name} must lie in [{low}, {high}]; got {value!r}")
+
+
+def low_rank(
+    key: jax.Array,
+    shape: tuple[int, int],
+    rank: int,
+    *,
+    condition_number: float | jax.Array = 1.0,
+    symmetric: bool = False,
+    coherence: float | jax.Array = 0.0,
+    dtype: Any = None,
+) -> Factors:
+    """A random matrix of exact rank with largest singular value 1, as balanced factors.
+
+    Args:
+        key: random key; both factors get keys of their own.
+        shape: `(n1, n2)`.
+        rank: at most `min(shape)`.
+        condition_number: ratio of the largest to the smallest nonzero singular value; the values are spaced evenly on a
+            logarithmic scale. Traceable.
+        symmetric: positive semidefinite, `left == right`.
+        coherence: in [0, 1). Zero: subspaces of Gaussian matrices, as incoherent as chance allows. Towards one, the
+            first rows carry more and more of the mass: row i of the
+            Gaussian matrix is scaled by `1 + c/(1-c) n / (i+1)`.
+        dtype: float32 or float64; default JAX's current default.
+    """
+    n1, n2 = check_shape(shape)
+    r = check_count("rank", rank)
+    if r > min(n1, n2):
+        raise ValueError(f"rank must be at most min(shape) = {min(n1, n2)}; got {r}")
+    if symmetric and n1 != n2:
+        raise ValueError(f"symmetric=True needs a square shape; got {(n1, n2)}")
+    _check_fraction("coherence", coherence, 0.0, 1.0 - 1e-12)
+    if not isinstance(condition_number, jax.core.Tracer) and not float(condition_number) >= 1:
+        raise ValueError(f"condition_number must be at least 1; got {condition_number!r}")
+    dtype = _default_dtype(dtype)
+    c = jnp.asarray(coherence, dtype)
+
+    def basis(k: jax.Array, n: int) -> jax.Array:
+        gaussian = jax.random.normal(k, (n, r), dtype)
+        heavy = 1 + c / (1 - c) * n / (1 + jnp.arange(n, dtype=dtype))
+        return jnp.linalg.qr(gaussian * heavy[:, None])[0]
+
+    key_left, key_right = jax.random.split(key)
+    exponent = -jnp.linspace(0, 1, r, dtype=dtype) if r > 1 else jnp.zeros(1, dtype)
+    root = jnp.asarray(condition_number, dtype) ** (exponent / 2)
+    left = basis(key_left, n1) * root
+    return Factors(left, left if symmetric else basis(key_right, n2) * root)
+
+
+def corrupt(
+    key: jax.Array,
+    y: jax.Array,
+    *,
+    noise: float | jax.Array = 0.0,
+    corruption: float | jax.Array = 0.0,
+    corruption_scale: float | jax.Array = 10.0,
+    kind: str = "gaussian",
+) -> tuple[jax.Array, jax.Array]:
+    """Adds Gaussian noise to `y`, and gross errors to a random subset.
+
+    Args:
+        key: random key.
+        y: `(m,)` clean measurements.
+        noise: standard deviation, in units of the root mean square of `y`.
+        corruption: probability with which a measurement is corrupted, independently. Traceable.
+        corruption_scale: size of the gross errors, in units of the root mean square of `y`.
+        kind: `"gaussian"`: added `N(0, scale^2)`; `"one_sided"`: added `|N(0, scale^2)|`; `"adversarial_sign"`:
+            replaced by `-scale * y`, which points the sign-spectral start the wrong way.
+
+    Returns:
+        The measurements, and booleans that are true where they were corrupted.
+    """
+    _check_choice("kind", kind, CORRUPTIONS)
+    _check_fraction("corruption", corruption)
+    for name, value in (("noise", noise), ("corruption_scale", corruption_scale)):
+        if not isinstance(value, jax.core.Tracer) and not float(value) >= 0:
+            raise ValueError(f"{name} must not be negative; got {value!r}")
+    key_noise, key_where, key_size = jax.random.split(key, 3)
+    unit = jnp.sqrt(jnp.mean(y**2))
+    noisy = y + jnp.asarray(noise, y.dtype) * unit * jax.random.normal(key_noise, y.shape, y.dtype)
+    where = jax.random.uniform(key_where, y.shape, y.dtype) < corruption
+    scale = jnp.asarray(corruption_scale, y.dtype)
+    gross = scale * unit * jax.random.normal(key_size, y.shape, y.dtype)
+    if kind == "one_sided":
+        gross = jnp.abs(gross)
+    bad = -scale * y if kind == "adversarial_sign" else noisy + gross
+    return jnp.where(where, bad, noisy), where
+
+
+def _loss_for(loss: Any, corruption: Any) -> Any:
+    """The absolute loss where corruption was asked for, else the squared one."""
+    if loss is not None:
+        return loss
+    return losses.Squared() if corruption is None else losses.Absolute()
+
+
+def from_truth(
+    key: jax.Array,
+    operator: Any,
+    truth: Factors,
+    *,
+    noise: float | jax.Array = 0.0,
+    corruption: float | jax.Array | None = None,
+    corruption_scale: float | jax.Array = 10.0,
+    kind: str = "gaussian",
+    loss: Any = None,
+) -> Problem:
+    """Measures `truth` with any operator and spoils the result; see `corrupt`.
+
+    The loss is the absolute one if `corruption` is given (even as zero), else the squared one, unless `loss` says
+    otherwise.
+    """
+    clean = operator.forward(truth.left, truth.right)
+    fraction = 0.0 if corruption is None else corruption
+    y, _ = corrupt(key, clean, noise=noise, corruption=fraction, corruption_scale=corruption_scale, kind=kind)
+    return Problem(operator, y, loss=_loss_for(loss, corruption))
+
+
+def matrix_sensing(
+    key: jax.Array,
+    *,
+    shape: tuple[int, int],
+    rank: int,
+    num_measurements: int,
+    symmetric: bool = False,
+    condition_number: float | jax.Array = 1.0,
+    noise: float | jax.Array = 0.0,
+    corruption: float | jax.Array | None = None,
+    corruption_scale: float | jax.Array = 10.0,
+    kind: str = "gaussian",
+    loss: Any = None,
+    dtype: Any = None,
+) -> tuple[Problem, Factors]:
+    """Standard Gaussian measurements of a planted matrix, with noise and outliers; see `low_rank` and `corrupt`.
+
+    Returns:
+        The problem, whose loss is the absolute one if `corruption` is given, and the truth.
+
+    Examples:
+        >>> import jax, lrjax as lr
+        >>> problem, truth = lr.synthetic.matrix_sensing(jax.random.key(0), shape=(6, 5), rank=2, num_measurements=60)
+        >>> problem.y.shape, truth.shape
+        ((60,), (6, 5))
+    """
+    dtype = _default_dtype(dtype)
+    key_truth, key_operator, key_noise = jax.random.split(key, 3)
+    truth = low_rank(key_truth, shape, rank, condition_number=condition_number, symmetric=symmetric, dtype=dtype)
+    operator = DenseEnsemble.gaussian(key_operator, shape, num_measurements, symmetric=symmetric, dtype=dtype)
+    problem = from_truth(
+        key_noise,
+        operator,
+        truth,
+        noise=noise,
+        corruption=corruption,
+        corruption_scale=corruption_scale,
+        kind=kind,
+        loss=loss,
+    )
+    return problem, truth
+
+
+def matrix_completion(
+    key: jax.Array,
+    *,
+    shape: tuple[int, int],
+    rank: int,
+    fraction: float | jax.Array | None = None,
+    oversampling: float | jax.Array | None = None,
+    sampling: str = "uniform",
+    symmetric: bool = False,
+    condition_number: float | jax.Array = 1.0,
+    coherence: float | jax.Array = 0.0,
+    noise: float | jax.Array = 0.0,
+    corruption: float | jax.Array | None = None,
+    corruption_scale: float | jax.Array = 10.0,
+    kind: str = "gaussian",
+    loss: Any = None,
+    dtype: Any = None,
+) -> tuple[Problem, Factors]:
+    """Entries of a planted matrix under a random dense mask (`EntryMask`); traceable, for small and vmapped problems.
+
+    Args:
+        key: random key.
+        shape: `(n1, n2)`.
+        rank: rank of the truth.
+        fraction: probability with which an entry is observed; give this or `oversampling`.
+        oversampling: expected number of entries over degrees of freedom, `r (n1 + n2 - r)`.
+        sampling: `"uniform"`, or `"skewed"`: probabilities proportional to `(i+1)^-1/2 (j+1)^-1/2`, capped at one, with
+            the same expected number of entries up to the cap (ratings-like).
+        symmetric: positive semidefinite truth.
+        condition_number: of the truth.
+        coherence: of the truth.
+        noise: see `corrupt`.
+        corruption: see `corrupt`.
+        corruption_scale: see `corrupt`.
+        kind: see `corrupt`.
+        loss: see `from_truth`.
+        dtype: float32 or float64; default JAX's current default.
+    """
+    n1, n2 = check_shape(shape)
+    dtype = _default_dtype(dtype)
+    _check_choice("sampling", sampling, SAMPLINGS)
+    p = _sampling_fraction(fraction, oversampling, (n1, n2), rank)
+    key_truth, key_mask, key_noise = jax.random.split(key, 3)
+    truth = low_rank(
+        key_truth,
+        shape,
+        rank,
+        condition_number=condition_number,
+        symmetric=symmetric,
+        coherence=coherence,
+        dtype=dtype,
+    )
+    density = jnp.full((n1, n2), p, dtype)
+    if sampling == "skewed":
+        row = (1 + jnp.arange(n1, dtype=dtype)) ** -0.5
+        col = (1 + jnp.arange(n2, dtype=dtype)) ** -0.5
+        density = density * (row / jnp.mean(row))[:, None] * (col / jnp.mean(col))[None, :]
+    mask = jax.random.uniform(key_mask, (n1, n2), dtype) < density
+    problem = from_truth(
+        key_noise,
+        EntryMask(mask=mask),
+        truth,
+        noise=noise,
+        corruption=corruption,
+        corruption_scale=corruption_scale,
+        kind=kind,
+        loss=loss,
+    )
+    return problem, truth
+
+
+def _sampling_fraction(fraction: Any, oversampling: Any, shape: tuple[int, int], rank: int) -> Any:
+    if (fraction is None) == (oversampling is None):
+        raise ValueError(f"give fraction or oversampling, one of them; got {fraction!r} and {oversampling!r}")
+    if fraction is None:
+        n1, n2 = shape
+        fraction = oversampling * (rank * (n1 + n2 - rank) / (n1 * n2))
+    _check_fraction("fraction of entries observed", fraction)
+    return fraction
+
+
+def sampled_entries(
+    key: jax.Array,
+    truth: Factors,
+    num_entries: int,
+    *,
+    sampling: str = "uniform",
+    noise: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct random entries of a large planted matrix, on the host: `rows, cols, values` for `SampledEntries.build`.
+
+    Args:
+        key: random key.
+        truth: the matrix.
+        num_entries: how many entries; at most half of all.
+        sampling: `"uniform"`, or `"skewed"` (row and column popularity like `(i+1)^-1/2`).
+        noise: standard deviation of added Gaussian noise, in units of the root mean square of the values.
+
+    Returns:
+        `rows` and `cols`, int32, and `values`, in random order.
+    """
+    n1, n2 = truth.shape
+    count = check_count("num_entries", num_entries)
+    _check_choice("sampling", sampling, SAMPLINGS)
+    if count > n1 * n2 // 2:
+        raise ValueError(f"num_entries must be at most half of the {n1 * n2} entries; got {count}")
+    rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))).tolist())
+
+    def draw(n: int, size: int) -> np.ndarray:
+        if sampling == "uniform":
+            return rng.integers(0, n, size)
+        # Inverse of the distribution function of a density like x^-1/2.
+        return np.minimum((n * rng.random(size) ** 2).astype(np.int64), n - 1)
+
+    codes = np.empty(0, np.int64)
+    while len(codes) < count:
+        more = draw(n1, count) * n2 + draw(n2, count)
+        codes = np.unique(np.concatenate([codes, more]))
+    codes = rng.permutation(codes)[:count]
+    rows, cols = (codes // n2).astype(np.int32), (codes % n2).astype(np.int32)
+    values = np.concatenate(
+        [np.asarray(truth.entries(rows[i : i + 2**20], cols[i : i + 2**20])) for i in range(0, count, 2**20)]
+    )
+    if noise:
+        values = values + noise * np.sqrt(np.mean(values**2)) * rng.standard_normal(count).astype(values.dtype)
+    return rows, cols, values
+
+
+def large_completion(
+    key: jax.Array,
+    *,
+    shape: tuple[int, int],
+    rank: int,
+    oversampling: float,
+    condition_number: float = 1.0,
+    sampling: str = "uniform",
+    noise: float = 0.0,
+    dtype: Any = None,
+) -> tuple[Problem, Factors]:
+    """Entries of a large planted matrix on `SampledEntries`; built on the host, not traceable."""
+    n1, n2 = check_shape(shape)
+    key_truth, key_entries = jax.random.split(key)
+    truth = low_rank(key_truth, shape, rank, condition_number=condition_number, dtype=_default_dtype(dtype))
+    count = round(oversampling * rank * (n1 + n2 - rank))
+    rows, cols, values = sampled_entries(key_entries, truth, count, sampling=sampling, noise=noise)
+    operator, y = SampledEntries.build(rows, cols, values, shape)
+    return Problem(operator, y), truth
