@@ -77,7 +77,7 @@ class Geometric:
     """`value * decay^t`. Linear convergence if the decay is no faster than the problem allows.
 
     The total step `value / (1 - decay)` must suffice for a small start to grow: `SubgradientMethod` checks that, and
-    sets `value` to one and a half times what is needed if it is `None`.
+    sets `value` to one and a half times what is needed, at least 0.3, if it is `None`.
     """
 
     value: float | jax.Array | None = None

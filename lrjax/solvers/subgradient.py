@@ -12,7 +12,6 @@ from lrjax.problem import Problem
 from lrjax.solvers import _common
 from lrjax.solvers._common import FirstOrderState
 
-
 # Eigenvalues of the start above this multiple of the noise edge count as signal.
 CLEAR_OF_NOISE = 1.2
 
@@ -41,9 +40,9 @@ class SubgradientMethod:
 
     Attributes:
         step_size: a rule of `lrjax.step_sizes`, or a number for a constant step. Default: `ResidualQuantile()`; on
-            entries `Geometric()`, because there residuals are local and a quantile of them falls while some rows still
-            are far off.
-        initial_scale: size alpha of the start, relative to the matrix sought; default 1e-5, on entries 1e-2.
+            entries `Geometric(decay=0.98)`: there residuals are local, and a quantile of them falls while
+            some rows still are far off.
+        initial_scale: size alpha of the start, relative to the matrix sought; default 1e-5, on entries 1.
         hidden_scale: factor for those directions of the start that are not clear of the noise edge (the spectral norm
             with random signs); default `initial_scale`, so that they start at alpha squared, and one on entries. They
             still grow if they hold signal, in twice the time, but surplus ones no longer set the floor of an
@@ -106,13 +105,13 @@ class SubgradientMethod:
 
     def _rule(self, problem: Problem) -> Any:
         if self.step_size is None:
-            return step_sizes.Geometric() if problem.operator.entrywise else step_sizes.ResidualQuantile()
+            return step_sizes.Geometric(decay=0.98) if problem.operator.entrywise else step_sizes.ResidualQuantile()
         return self.step_size if hasattr(self.step_size, "size") else step_sizes.Constant(value=self.step_size)
 
     def _scales(self, problem: Problem) -> tuple[jax.Array, jax.Array]:
         """Scales of the clear directions, and of the hidden ones relative to them."""
         entrywise, dtype = problem.operator.entrywise, problem.y.dtype
-        alpha = (1e-2 if entrywise else 1e-5) if self.initial_scale is None else self.initial_scale
+        alpha = (1.0 if entrywise else 1e-5) if self.initial_scale is None else self.initial_scale
         hidden = (1.0 if entrywise else alpha) if self.hidden_scale is None else self.hidden_scale
         return jnp.asarray(alpha, dtype), jnp.asarray(hidden, dtype)
 
@@ -141,7 +140,7 @@ class SubgradientMethod:
             # The i-th direction grows by exp(2 lambda_i(C) total), or exp(lambda_i total) with untied factors.
             growth = (2 if self.symmetric else 1) * unit * weakest
             needed = jnp.log(1 / alpha) / growth * (1 - rule.decay)
-            reference = 1.5 * needed
+            reference = jnp.maximum(1.5 * needed, 0.3)
             if factors is None and self.check_budget and rule.value is not None:
                 budget_ok = rule.value >= needed
         if factors is None:
