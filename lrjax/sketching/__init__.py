@@ -1,0 +1,5 @@
+"""Random sketches."""
+
+from lrjax.sketching.sketches import GaussianSketch, SparseSignSketch
+
+__all__ = ["GaussianSketch", "SparseSignSketch"]
