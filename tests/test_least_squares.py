@@ -151,7 +151,11 @@ def test_sketch_and_solve_is_exact_where_the_fit_is(sketch, x64):
     a, _ = problem(300, 6)
     b = a @ np.arange(1.0, 7.0)
     assert relative(lstsq(a, b, KEY, sketch=sketch, **SKETCHED).x, np.arange(1.0, 7.0)) < 1e-12
-    assert lstsq(a, b, KEY, sketch=sketch, sketch_size=6, **SKETCHED).converged
+
+
+def test_smallest_sketch_is_allowed():
+    a, b = (value.astype(np.float32) for value in problem(12, 3))
+    lstsq(a, b, KEY, sketch_size=3, **SKETCHED).check()
 
 
 @pytest.mark.parametrize("sketch", ["sparse_sign", "gaussian"])
@@ -186,12 +190,11 @@ def test_gaussian_sketch_error_follows_its_law(d, m):
 
 
 METHODS = {
-    "tall": ((20, 4), {}),
-    "wide": ((4, 9), {}),
-    "sketched": ((40, 4), SKETCHED),
-    "sketched gaussian": ((40, 4), {"sketch": "gaussian", **SKETCHED}),
+    "tall": ((60, 7), {}),
+    "wide": ((7, 30), {}),
+    "sketched": ((60, 7), SKETCHED),
+    "sketched gaussian": ((60, 7), {"sketch": "gaussian", **SKETCHED}),
 }
-all_methods = pytest.mark.parametrize("name", METHODS)
 
 
 def case(name, rhs=(), seed=0):
@@ -200,7 +203,7 @@ def case(name, rhs=(), seed=0):
     return a, b, functools.partial(lstsq, **options)
 
 
-@all_methods
+@pytest.mark.parametrize("name", METHODS)
 def test_jit_is_eager_and_vmap_is_a_loop(name):
     cases = [case(name, seed=seed) for seed in range(3)]
     a = np.stack([c[0] for c in cases]).astype(np.float32)
@@ -223,7 +226,7 @@ def test_jit_is_eager_and_vmap_is_a_loop(name):
     assert jitted.method == loop[0].method
 
 
-@pytest.mark.parametrize("name", ["tall", "wide", "sketched"])
+@pytest.mark.parametrize("name", ["tall", "sketched"])
 def test_right_sides_are_solved_each(name, x64):
     a, b, solve = case(name, rhs=(3,))
     together = solve(a, b, KEY, ridge=0.1)
@@ -250,7 +253,7 @@ def moved(point, direction, step):
     return tuple(p + step * v for p, v in zip(point, direction, strict=True))
 
 
-@all_methods
+@pytest.mark.parametrize("name", ["tall", "wide", "sketched"])
 @pytest.mark.parametrize("ridge", [0.2, 0.0])
 def test_first_derivatives_are_finite_differences(name, ridge, x64):
     x, point, direction = differentiable(name)
@@ -294,12 +297,11 @@ def test_derivative_in_a_zero_weight(x64):
     x = np.linalg.lstsq(np.sqrt(weights)[:, None] * a, np.sqrt(weights) * b, rcond=None)[0]
     gram = a.T @ (weights[:, None] * a)
     assert relative(slope, np.linalg.solve(gram, a[3] * (b[3] - a[3] @ x))) < 1e-10
-    for name in ("wide", "sketched"):
-        a, b, solve = case(name)
-        weights = np.ones(len(b)) - np.eye(len(b))[1]
-        gradient = jax.grad(lambda w, a=a, b=b, solve=solve: solve(a, b, KEY, weights=w).x.sum())(weights)
-        assert np.all(np.isfinite(gradient))
-        assert gradient[1] == 0
+    a, b, solve = case("wide")
+    weights = np.ones(len(b)) - np.eye(len(b))[1]
+    gradient = jax.grad(lambda w: solve(a, b, KEY, weights=w).x.sum())(weights)
+    assert np.all(np.isfinite(gradient))
+    assert gradient[1] == 0
 
 
 def test_derivatives_stay_finite_where_they_could_not(x64):
@@ -315,7 +317,7 @@ def test_derivatives_stay_finite_where_they_could_not(x64):
 
 def test_dtype_is_preserved_under_strict_promotion():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        for name in METHODS:
+        for name in ("tall", "wide", "sketched"):
             a, b, solve = case(name)
             a, b = a.astype(np.float32), b.astype(np.float32)
             weights = np.ones(len(b))  # float64, and not what decides
@@ -326,7 +328,7 @@ def test_dtype_is_preserved_under_strict_promotion():
             result, tangent = jax.jvp(x, (b,), (b,))
             assert result.x.dtype == result.residual_norm.dtype == tangent.x.dtype == jnp.float32
             assert result.status.dtype == result.num_steps.dtype == jnp.int32
-        assert lstsq(*problem(5, 2), KEY).x.dtype == jnp.float64
+        assert lstsq(*problem(60, 7), KEY).x.dtype == jnp.float64
 
 
 def test_one_compile_serves_every_ridge():
