@@ -1,0 +1,426 @@
+"""`lstsq`: against NumPy, under every transform, at the door, and against the law of the Gaussian sketch."""
+
+import functools
+import itertools
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lrjax import status
+from lrjax.sketching import LstsqResult, least_squares, lstsq
+
+KEY = jax.random.key(0)
+SKETCHED = {"method": "sketch_and_solve"}
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def problem(n, d, *, condition=10.0, rank=None, rhs=(), seed=0):
+    """A matrix with geometric singular values from 1 to 1/condition, and a right side not in its range."""
+    rng = np.random.default_rng(seed)
+    rank = min(n, d) if rank is None else rank
+    u, _ = np.linalg.qr(rng.normal(size=(n, rank)))
+    v, _ = np.linalg.qr(rng.normal(size=(d, rank)))
+    return (u * np.geomspace(1, 1 / condition, rank)) @ v.T, rng.normal(size=(n, *rhs))
+
+
+def numpy_ridge(a, b, weights=None, ridge=0.0):
+    root = np.ones(len(b)) if weights is None else np.sqrt(weights)
+    d = a.shape[1]
+    rows = np.concatenate([root[:, None] * a, np.sqrt(ridge) * np.eye(d)])
+    target = np.concatenate([(root * b.T).T, np.zeros((d, *b.shape[1:]))])
+    return np.linalg.lstsq(rows, target, rcond=None)[0]
+
+
+def relative(x, reference):
+    return np.linalg.norm(np.asarray(x) - reference) / np.linalg.norm(reference)
+
+
+SHAPES = {
+    "tall": (60, 7, {}),
+    "square": (9, 9, {}),
+    "wide": (7, 30, {}),
+    "one column": (20, 1, {}),
+    "one row": (1, 20, {}),
+    "rank-deficient": (40, 8, {"rank": 5}),
+    "rank-deficient wide": (8, 40, {"rank": 5}),
+    "ill-conditioned": (60, 7, {"condition": 1e6}),
+    "ill-conditioned wide": (7, 60, {"condition": 1e6}),
+    "many right sides": (60, 7, {"rhs": (3,)}),
+    "many right sides, wide": (7, 30, {"rhs": (3,)}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_direct_is_numpy(name, x64):
+    n, d, options = SHAPES[name]
+    a, b = problem(n, d, **options)
+    result = lstsq(a, b, KEY)
+    result.check()
+    reference = np.linalg.lstsq(a, b, rcond=None)[0]
+    assert result.x.shape == reference.shape
+    # The condition number bounds the error of both; the residual is of order one, hence its square.
+    condition = options.get("condition", 10.0)
+    assert relative(result.x, reference) < 100 * np.finfo(float).eps * condition**2
+    residual = np.linalg.norm(b - a @ reference, axis=0)
+    np.testing.assert_allclose(result.residual_norm, residual, rtol=1e-8, atol=1e-9)
+    assert result.method == "direct"
+    assert bool(result.converged)
+    assert int(result.num_steps) == 0
+
+
+def test_ill_conditioned_wide_problem_is_still_interpolated(x64):
+    a, b = problem(7, 60, condition=1e10)
+    # The normal equations of the second kind lose this (5e-5 and worse); a backward stable answer does not.
+    assert lstsq(a, b, KEY).residual_norm < 1e-16 * 1e10 * 100 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 7), (7, 30)])
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_float32_scales_do_not_matter(n, d, scale):
+    a, b = problem(n, d)
+    a = (scale * a).astype(np.float32)
+    result = lstsq(a, b.astype(np.float32), KEY)
+    reference = np.linalg.lstsq(a.astype(float), b, rcond=None)[0]
+    assert relative(scale * np.asarray(result.x, float), scale * reference) < 1e-4
+    assert result.x.dtype == jnp.float32
+
+
+def test_zero_matrix_gives_zero():
+    for shape in [(6, 3), (3, 6)]:
+        result = lstsq(np.zeros(shape, np.float32), np.ones(shape[0], np.float32), KEY)
+        np.testing.assert_array_equal(result.x, 0)
+        np.testing.assert_allclose(result.residual_norm, np.sqrt(shape[0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 7), (9, 9), (7, 30)])
+@pytest.mark.parametrize("rhs", [(), (2,)])
+def test_weights_and_ridge_are_the_augmented_system(n, d, rhs, x64):
+    a, b = problem(n, d, rhs=rhs)
+    weights = np.random.default_rng(1).uniform(0.1, 3, size=n)
+    for used, ridge in [(weights, 0.0), (None, 0.3), (weights, 0.3)]:
+        result = lstsq(a, b, KEY, weights=used, ridge=ridge)
+        reference = numpy_ridge(a, b, used, ridge)
+        assert relative(result.x, reference) < 1e-11
+        squares = (b - a @ reference).T ** 2 * (1 if used is None else weights)
+        np.testing.assert_allclose(result.residual_norm, np.sqrt(squares.sum(-1)), rtol=1e-8, atol=1e-10)
+    assert relative(lstsq(a, b, KEY).x, numpy_ridge(a, b, weights, 0.3)) > 1e-2
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 7), (7, 30)])
+def test_weight_zero_removes_the_row(n, d, x64):
+    a, b = problem(n, d)
+    weights = np.arange(n) % 3 > 0
+    removed = np.linalg.lstsq(a[weights], b[weights], rcond=None)[0]
+    assert relative(lstsq(a, b, KEY, weights=weights).x, removed) < 1e-11
+
+
+def test_ridge_restores_a_rank_deficient_problem(x64):
+    a, b = problem(40, 8, rank=5)
+    for ridge in (1e-3, 1.0):
+        assert relative(lstsq(a, b, KEY, ridge=ridge).x, numpy_ridge(a, b, ridge=ridge)) < 1e-10
+
+
+@pytest.mark.parametrize("sketch", ["sparse_sign", "gaussian"])
+def test_sketch_and_solve_solves_the_sketched_problem(sketch, x64):
+    a, b = problem(3000, 6, rhs=(2,))
+    weights = np.random.default_rng(1).uniform(0.1, 3, size=3000)
+    result = lstsq(a, b, KEY, weights=weights, sketch=sketch, sketch_size=600, **SKETCHED)
+    result.check()
+    assert result.method == "sketch_and_solve"
+    reference = numpy_ridge(a, b, weights)
+    root = np.sqrt(weights)[:, None]
+    best = np.linalg.norm(root * (b - a @ reference), axis=0)
+    np.testing.assert_allclose(
+        result.residual_norm, np.linalg.norm(root * (b - a @ result.x), axis=0), rtol=1e-12
+    )
+    # On average (residual/best)^2 - 1 = d / (m - d - 1) = 0.010; its spread is of the same size.
+    excess = (np.asarray(result.residual_norm) / best) ** 2 - 1
+    assert np.all((excess > 1e-5) & (excess < 0.04))
+
+
+@pytest.mark.parametrize("sketch", [None, "gaussian"])
+def test_sketch_and_solve_is_exact_where_the_fit_is(sketch, x64):
+    a, _ = problem(300, 6)
+    b = a @ np.arange(1.0, 7.0)
+    assert relative(lstsq(a, b, KEY, sketch=sketch, **SKETCHED).x, np.arange(1.0, 7.0)) < 1e-12
+
+
+def test_smallest_sketch_is_allowed():
+    a, b = (value.astype(np.float32) for value in problem(12, 3))
+    lstsq(a, b, KEY, sketch_size=3, **SKETCHED).check()
+
+
+@pytest.mark.parametrize("sketch", ["sparse_sign", "gaussian"])
+def test_sketched_ridge_is_not_sketched(sketch, x64):
+    a, _ = problem(300, 6)
+    x = lstsq(a, np.ones(300), KEY, ridge=1e8, sketch=sketch, sketch_size=200, **SKETCHED).x
+    # With a huge ridge x = (S a)^T (S b) / ridge, whose mean over S is a^T b / ridge.
+    assert np.linalg.norm(1e8 * np.asarray(x) - a.T @ np.ones(300)) < 5 * np.sqrt(6 * 300 / 200)
+
+
+def median_ratio(d, m, n=4096, sketches=50, rhs=16):
+    # Residuals orthogonal to each other give independent errors under one Gaussian sketch, given S a: 800
+    # trials (a standard error of 0.8 %) for the draws of 50.
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(n, d + rhs)))
+    a, residual = basis[:, :d], basis[:, d:]
+    best = np.random.default_rng(1).normal(size=(d, rhs))
+    a, b = np.float32(a), np.float32(a @ best + residual)
+
+    @jax.jit
+    def solutions(keys):
+        return jax.lax.map(lambda key: lstsq(a, b, key, sketch="gaussian", sketch_size=m, **SKETCHED).x, keys)
+
+    errors = np.max(np.abs(solutions(jax.random.split(jax.random.key(1), sketches)) - best), axis=1)
+    return np.sqrt(d) * np.median(errors)
+
+
+@pytest.mark.parametrize(("d", "m"), [(32, 512), (32, 1024)])
+def test_gaussian_sketch_error_follows_its_law(d, m):
+    # For orthonormal a: sqrt(d) ||x' - x||_inf / ||residual||, median over sketches.
+    z = statistics.NormalDist().inv_cdf((1 + 2 ** (-1 / d)) / 2)
+    assert abs(median_ratio(d, m) / (z * np.sqrt(d / (m - d - 1))) - 1) < 0.04
+
+
+METHODS = {
+    "tall": ((60, 7), {}),
+    "wide": ((7, 30), {}),
+    "sketched": ((60, 7), SKETCHED),
+    "sketched gaussian": ((60, 7), {"sketch": "gaussian", **SKETCHED}),
+}
+
+
+def case(name, rhs=(), seed=0):
+    (n, d), options = METHODS[name]
+    a, b = problem(n, d, rhs=rhs, seed=seed)
+    return a, b, functools.partial(lstsq, **options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_jit_is_eager_and_vmap_is_a_loop(name):
+    cases = [case(name, seed=seed) for seed in range(3)]
+    a = np.stack([c[0] for c in cases]).astype(np.float32)
+    b = np.stack([c[1] for c in cases]).astype(np.float32)
+    solve = cases[0][2]
+    keys, ridges = jax.random.split(KEY, 3), np.float32([0.0, 0.1, 2.0])
+
+    def run(a, b, key, ridge):
+        return solve(a, b, key, ridge=ridge)
+
+    loop = [run(*arguments) for arguments in zip(a, b, keys, ridges, strict=True)]
+    batched = jax.vmap(run)(a, b, keys, ridges)
+    assert batched.status.shape == (3,)
+    for i, one in enumerate(loop):
+        np.testing.assert_allclose(batched.x[i], one.x, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(batched.residual_norm[i], one.residual_norm, rtol=1e-4, atol=1e-5)
+    jitted = jax.jit(run)(a[0], b[0], keys[0], ridges[0])
+    np.testing.assert_allclose(jitted.x, loop[0].x, rtol=1e-5, atol=1e-6)
+    assert isinstance(jitted, LstsqResult)
+    assert jitted.method == loop[0].method
+
+
+@pytest.mark.parametrize("name", ["tall", "sketched"])
+def test_right_sides_are_solved_each(name, x64):
+    a, b, solve = case(name, rhs=(3,))
+    together = solve(a, b, KEY, ridge=0.1)
+    for j in range(3):
+        alone = solve(a, b[:, j], KEY, ridge=0.1)
+        assert relative(together.x[:, j], alone.x) < 1e-12
+        np.testing.assert_allclose(together.residual_norm[j], alone.residual_norm, rtol=1e-12)
+
+
+def differentiable(name, rhs=(2,)):
+    """`x` as a function of (a, b, weights, ridge), a point, and a direction to leave it in."""
+    a, b, solve = case(name, rhs=rhs)
+    rng = np.random.default_rng(2)
+    point = (a, b, rng.uniform(0.5, 2, size=len(a)), np.array(0.2))
+    direction = tuple(rng.normal(size=p.shape) for p in point)
+
+    def x(a, b, weights, ridge):
+        return solve(a, b, KEY, weights=weights, ridge=ridge).x
+
+    return x, point, direction
+
+
+def moved(point, direction, step):
+    return tuple(p + step * v for p, v in zip(point, direction, strict=True))
+
+
+@pytest.mark.parametrize("name", ["tall", "wide", "sketched"])
+@pytest.mark.parametrize("ridge", [0.2, 0.0])
+def test_first_derivatives_are_finite_differences(name, ridge, x64):
+    x, point, direction = differentiable(name)
+    if ridge == 0:  # no negative ridge to difference with; see the next test
+        point, direction = (*point[:3], np.array(0.0)), (*direction[:3], np.array(0.0))
+    step = 1e-6
+    difference = (x(*moved(point, direction, step)) - x(*moved(point, direction, -step))) / (2 * step)
+    _, tangent = jax.jvp(x, point, direction)
+    assert relative(tangent, np.asarray(difference)) < 1e-6
+    _, pull = jax.vjp(x, *point)
+    probe = np.random.default_rng(3).normal(size=tangent.shape)
+    forward = np.vdot(probe, tangent)
+    backward = sum(np.vdot(g, v) for g, v in zip(pull(probe), direction, strict=True))
+    np.testing.assert_allclose(backward, forward, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["tall", "wide"])
+def test_derivative_in_the_ridge_at_zero(name, x64):
+    a, b, solve = case(name)
+    slope = jax.jacobian(lambda ridge: solve(a, b, KEY, ridge=ridge).x)(0.0)
+    pseudo = np.linalg.pinv(a)
+    assert relative(slope, -pseudo @ pseudo.T @ (pseudo @ b)) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["tall", "wide"])
+def test_second_derivatives_are_finite_differences(name, x64):
+    x, point, direction = differentiable(name, rhs=())
+    gradient = jax.jit(jax.grad(lambda *point: jnp.sum(jnp.sin(x(*point))), argnums=(0, 1, 2, 3)))
+    step = 1e-6
+    _, tangent = jax.jvp(gradient, point, direction)
+    plus, minus = gradient(*moved(point, direction, step)), gradient(*moved(point, direction, -step))
+    for t, p, m in zip(tangent, plus, minus, strict=True):
+        assert relative(t, np.asarray(p - m) / (2 * step)) < 1e-6
+
+
+def test_derivative_in_a_zero_weight(x64):
+    a, b, solve = case("tall")
+    weights = np.ones(len(b))
+    weights[3] = 0.0
+    slope = jax.jacobian(lambda w: solve(a, b, KEY, weights=w).x)(weights)[:, 3]
+    x = np.linalg.lstsq(np.sqrt(weights)[:, None] * a, np.sqrt(weights) * b, rcond=None)[0]
+    gram = a.T @ (weights[:, None] * a)
+    assert relative(slope, np.linalg.solve(gram, a[3] * (b[3] - a[3] @ x))) < 1e-10
+    a, b, solve = case("wide")
+    weights = np.ones(len(b)) - np.eye(len(b))[1]
+    gradient = jax.grad(lambda w: solve(a, b, KEY, weights=w).x.sum())(weights)
+    assert np.all(np.isfinite(gradient))
+    assert gradient[1] == 0
+
+
+def test_derivatives_stay_finite_where_they_could_not(x64):
+    a, b = problem(40, 8, rank=5)
+    pseudo = np.linalg.pinv(a)
+    assert relative(jax.jacobian(lambda b: lstsq(a, b, KEY).x)(b), pseudo) < 1e-10
+    for gradient in jax.grad(lambda a, r: lstsq(a, b, KEY, ridge=r).x.sum(), argnums=(0, 1))(a, 0.0):
+        assert np.all(np.isfinite(gradient))
+    # An exact fit: the norm of a zero residual has no derivative, and must not give NaN.
+    exact = jax.grad(lambda b: lstsq(np.eye(4), b, KEY).residual_norm)(np.arange(4.0))
+    np.testing.assert_array_equal(exact, 0)
+
+
+def test_dtype_is_preserved_under_strict_promotion():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for name in ("tall", "wide", "sketched"):
+            a, b, solve = case(name)
+            a, b = a.astype(np.float32), b.astype(np.float32)
+            weights = np.ones(len(b))  # float64, and not what decides
+
+            def x(b, a=a, solve=solve, weights=weights):
+                return solve(a, b, KEY, weights=weights, ridge=0.1)
+
+            result, tangent = jax.jvp(x, (b,), (b,))
+            assert result.x.dtype == result.residual_norm.dtype == tangent.x.dtype == jnp.float32
+            assert result.status.dtype == result.num_steps.dtype == jnp.int32
+        assert lstsq(*problem(60, 7), KEY).x.dtype == jnp.float64
+
+
+def test_one_compile_serves_every_ridge():
+    a, b = problem(23, 3)  # a shape of its own, so that no other test has compiled it
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    before = least_squares._solve._cache_size()
+    xs = [lstsq(a, b, KEY, ridge=ridge).x for ridge in (0.1, 1, np.float64(2.0), jnp.float32(3.0))]
+    assert least_squares._solve._cache_size() == before + 1
+    assert all(np.linalg.norm(x - y) > 1e-3 for x, y in itertools.pairwise(xs))
+
+
+A, B = (value.astype(np.float32) for value in problem(12, 3))
+
+
+def spoiled(array, value):
+    array = array.copy()
+    array.flat[1] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "qr"}, r"method is 'qr'; expected one of \('auto', 'direct', 'sketch_and_solve'\)"),
+        ({"sketch": "gaussian"}, "sketch is 'gaussian'; expected None, for the method 'direct'"),
+        ({"sketch_size": 9, "method": "direct"}, "sketch_size is 9; expected None, for the method 'direct'"),
+        ({"tolerance": 1e-3}, "tolerance is 0.001; expected None, for the method 'direct'"),
+        (
+            {"max_steps": 100, **SKETCHED},
+            "max_steps is 100; expected None, for the method 'sketch_and_solve'",
+        ),
+        ({"tolerance": 0.0, **SKETCHED}, "tolerance is 0.0; expected None"),
+        ({"sketch": "srht", **SKETCHED}, "sketch is 'srht'; expected one of"),
+        ({"sketch_size": 2, **SKETCHED}, "sketch_size is 2; expected an integer of at least 3"),
+        ({"sketch_size": 9.0, **SKETCHED}, "sketch_size is 9.0; expected an integer"),
+        ({"a": A[:2], "b": B[:2], **SKETCHED}, r"a has shape \(2, 3\); expected n >= d"),
+        ({"key": 0}, "key is int; expected one random key"),
+        ({"key": jax.random.split(KEY, 12)}, r"key is an array of dtype key<fry> and shape \(12,\)"),
+        ({"a": A[:, 0]}, r"a has shape \(12,\) and b has shape \(12,\)"),
+        ({"b": B[:-1]}, r"a has shape \(12, 3\) and b has shape \(11,\)"),
+        ({"b": B[:, None, None]}, r"b has shape \(12, 1, 1\)"),
+        ({"a": A[:0], "b": B[:0]}, r"a has shape \(0, 3\) .* no size zero"),
+        ({"a": A[:, :0]}, r"a has shape \(12, 0\)"),
+        ({"b": np.zeros((12, 0), np.float32)}, r"b has shape \(12, 0\)"),
+        ({"a": np.ones((12, 3), int)}, "a has dtype int32; expected float32 or float64"),
+        ({"b": B.astype(np.complex64)}, "b has dtype complex64; expected float32 or float64"),
+        ({"a": A.astype(np.float16)}, "a has dtype float16; expected float32 or float64"),
+        ({"a": spoiled(A, np.nan)}, "a holds NaN or infinite values"),
+        ({"b": spoiled(B, np.inf)}, "b holds NaN or infinite values"),
+        ({"weights": np.ones(3)}, r"weights has shape \(3,\); expected \(12,\)"),
+        (
+            {"weights": spoiled(np.ones(12), -1)},
+            "weights has the least value -1.0; expected finite values of at",
+        ),
+        ({"weights": spoiled(np.ones(12), np.nan)}, "weights has the least value nan"),
+        ({"weights": spoiled(np.ones(12), np.inf)}, "weights .* expected finite values"),
+        ({"weights": np.ones(12, np.complex64)}, "weights has dtype complex64"),
+        ({"ridge": -0.1}, "ridge has the least value -0.1"),
+        ({"ridge": np.nan}, "ridge has the least value nan"),
+        ({"ridge": np.ones(2)}, r"ridge has shape \(2,\); expected \(\)"),
+        ({"ridge": 1j}, "ridge has dtype complex64"),
+    ],
+    ids=str,
+)
+def test_the_door_refuses(changes, message):
+    arguments = {"a": A, "b": B, "key": KEY, **changes}
+    with pytest.raises(ValueError, match=message):
+        lstsq(arguments.pop("a"), arguments.pop("b"), arguments.pop("key"), **arguments)
+
+
+def test_the_door_refuses_two_dtypes(x64):
+    with pytest.raises(ValueError, match="a has dtype float32 and b has dtype float64"):
+        lstsq(A, B.astype(float), KEY)
+
+
+def test_constants_of_a_traced_function_are_looked_at():
+    bad = jnp.asarray(spoiled(A, np.nan))
+    with pytest.raises(ValueError, match="a holds NaN"):
+        jax.jit(lambda b: lstsq(bad, b, KEY).x)(B)
+    good = jnp.asarray(A)
+    np.testing.assert_allclose(jax.jit(lambda b: lstsq(good, b, KEY).x)(B), lstsq(A, B, KEY).x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, SKETCHED], ids=["direct", "sketched"])
+def test_traced_nan_is_a_status_of_its_own_problem(options):
+    b = np.stack([B, spoiled(B, np.nan), B])
+    result = jax.jit(jax.vmap(lambda b: lstsq(A, b, KEY, **options)))(b)
+    np.testing.assert_array_equal(result.status, [status.CONVERGED, status.NONFINITE, status.CONVERGED])
+    np.testing.assert_array_equal(result.converged, [True, False, True])
+    assert np.all(np.isfinite(result.x[0]))
+    with pytest.raises(
+        status.SolveError, match=r"1 of 3 failed\. problem 1: the solution or its residual is"
+    ):
+        result.check()
+    jax.tree.map(lambda leaf: leaf[::2], result).check()
