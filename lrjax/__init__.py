@@ -4,6 +4,7 @@ from lrjax import initial as initial
 from lrjax import losses as losses
 from lrjax import metrics as metrics
 from lrjax import operators as operators
+from lrjax import sketching as sketching
 from lrjax import status as status
 from lrjax import step_sizes as step_sizes
 from lrjax import synthetic as synthetic
@@ -12,6 +13,8 @@ from lrjax._solve import iterate as iterate
 from lrjax._solve import solve as solve
 from lrjax.factors import Factors as Factors
 from lrjax.problem import Problem as Problem
+from lrjax.sketching import LstsqResult as LstsqResult
+from lrjax.sketching import lstsq as lstsq
 from lrjax.solvers import AlternatingMinimization as AlternatingMinimization
 from lrjax.solvers import Averaged as Averaged
 from lrjax.solvers import BestSoFar as BestSoFar

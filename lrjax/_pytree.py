@@ -6,6 +6,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 T = TypeVar("T")
 
@@ -33,11 +34,11 @@ def replace(tree: T, **changes: Any) -> T:
 
 def is_concrete(tree: Any) -> bool:
     """True if no leaf is a tracer, so that values can be looked at on the host."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _select(pick: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    if jnp.issubdtype(getattr(new, "dtype", None), jax.dtypes.prng_key):
+    if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
         # A select does not take typed keys on every supported version; their data does.
         data = jnp.where(pick, jax.random.key_data(new), jax.random.key_data(old))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(new))
@@ -59,12 +60,11 @@ def tree_isfinite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
 
 
-def map_floats(cast: Callable[[jax.Array], jax.Array], tree: T) -> T:
+def map_floats(cast: Callable[[Any], jax.Array], tree: T) -> T:
     """Applies `cast` to the floating leaves (Python floats too); integers, keys and booleans stay."""
 
     def one(leaf: Any) -> Any:
-        is_float = isinstance(leaf, float) or jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating)
-        return cast(leaf) if is_float else leaf
+        return cast(leaf) if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.floating) else leaf
 
     return jax.tree.map(one, tree)
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import loop, status
+from lrjax._checks import check_count, check_key, host_value
 from lrjax._pytree import cast_floats, pytree
 from lrjax.factors import Factors, as_factors, relative_error
-from lrjax.operators.base import check_count, host_value
 from lrjax.problem import Problem
 
 
@@ -140,11 +140,7 @@ def _prepare(problem, solver, key, num_steps, record_every, init, truth):
     for name in ("init", "step"):
         if not callable(getattr(solver, name, None)) or isinstance(solver, type):
             raise ValueError(f"solver must be a solver instance with init and step; got {solver!r}")
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape != ():
-        raise ValueError(
-            f"key must be one typed key, jax.random.key(seed); got {getattr(key, 'dtype', type(key).__name__)} "
-            f"of shape {getattr(key, 'shape', None)}"
-        )
+    check_key(key)
     check_count("num_steps", num_steps)
     check_count("record_every", record_every)
     if num_steps % record_every:

@@ -1,5 +1,7 @@
 """`Factors`: a low-rank matrix that is never formed unless asked."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -45,7 +47,7 @@ class Factors:
         """The `(n1, n2)` matrix itself; `n1 n2 k` multiplications and as much memory."""
         return matmul(self.left, jnp.swapaxes(self.right, -1, -2))
 
-    def entries(self, rows: jax.Array, cols: jax.Array) -> jax.Array:
+    def entries(self, rows: Any, cols: Any) -> jax.Array:
         """The entries `X[rows, cols]`, each a product of two rows of the factors."""
         return jnp.sum(self.left[..., rows, :] * self.right[..., cols, :], axis=-1)
 

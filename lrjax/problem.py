@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import losses
+from lrjax._checks import check_finite, check_real, host_value
 from lrjax._pytree import positional_pytree
 from lrjax.factors import Factors
-from lrjax.operators.base import check_finite, check_real, host_value
 
 
 @positional_pytree

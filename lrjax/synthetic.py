@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import losses
+from lrjax._checks import check_choice, check_count, check_range, check_shape
 from lrjax.factors import Factors
 from lrjax.operators import DenseEnsemble, EntryMask, SampledEntries
-from lrjax.operators.base import check_count, check_shape
 from lrjax.problem import Problem
 
 CORRUPTIONS = ("gaussian", "one_sided", "adversarial_sign")
@@ -21,18 +21,6 @@ SAMPLINGS = ("uniform", "skewed")
 
 def _default_dtype(dtype: Any) -> Any:
     return jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}")
-
-
-def _check_fraction(name: str, value: Any, low: float = 0.0, high: float = 1.0) -> None:
-    if isinstance(value, jax.core.Tracer) or value is None:
-        return
-    if not (low <= float(value) <= high):
-        raise ValueError(f"{name} must lie in [{low}, {high}]; got {value!r}")
 
 
 def low_rank(
@@ -65,9 +53,8 @@ def low_rank(
         raise ValueError(f"rank must be at most min(shape) = {min(n1, n2)}; got {r}")
     if symmetric and n1 != n2:
         raise ValueError(f"symmetric=True needs a square shape; got {(n1, n2)}")
-    _check_fraction("coherence", coherence, 0.0, 1.0 - 1e-12)
-    if not isinstance(condition_number, jax.core.Tracer) and not float(condition_number) >= 1:
-        raise ValueError(f"condition_number must be at least 1; got {condition_number!r}")
+    check_range("coherence", coherence, low=0, high=1 - 1e-12)
+    check_range("condition_number", condition_number, low=1)
     dtype = _default_dtype(dtype)
     c = jnp.asarray(coherence, dtype)
 
@@ -106,11 +93,10 @@ def corrupt(
     Returns:
         The measurements, and booleans that are true where they were corrupted.
     """
-    _check_choice("kind", kind, CORRUPTIONS)
-    _check_fraction("corruption", corruption)
-    for name, value in (("noise", noise), ("corruption_scale", corruption_scale)):
-        if not isinstance(value, jax.core.Tracer) and not float(value) >= 0:
-            raise ValueError(f"{name} must not be negative; got {value!r}")
+    check_choice("kind", kind, CORRUPTIONS)
+    check_range("corruption", corruption, low=0, high=1)
+    check_range("noise", noise, low=0)
+    check_range("corruption_scale", corruption_scale, low=0)
     key_noise, key_where, key_size = jax.random.split(key, 3)
     unit = jnp.sqrt(jnp.mean(y**2))
     noisy = y + jnp.asarray(noise, y.dtype) * unit * jax.random.normal(key_noise, y.shape, y.dtype)
@@ -235,7 +221,7 @@ def matrix_completion(
     """
     n1, n2 = check_shape(shape)
     dtype = _default_dtype(dtype)
-    _check_choice("sampling", sampling, SAMPLINGS)
+    check_choice("sampling", sampling, SAMPLINGS)
     p = _sampling_fraction(fraction, oversampling, (n1, n2), rank)
     key_truth, key_mask, key_noise = jax.random.split(key, 3)
     truth = low_rank(
@@ -272,7 +258,7 @@ def _sampling_fraction(fraction: Any, oversampling: Any, shape: tuple[int, int],
     if fraction is None:
         n1, n2 = shape
         fraction = oversampling * (rank * (n1 + n2 - rank) / (n1 * n2))
-    _check_fraction("fraction of entries observed", fraction)
+    check_range("fraction of entries observed", fraction, low=0, high=1)
     return fraction
 
 
@@ -298,7 +284,7 @@ def sampled_entries(
     """
     n1, n2 = truth.shape
     count = check_count("num_entries", num_entries)
-    _check_choice("sampling", sampling, SAMPLINGS)
+    check_choice("sampling", sampling, SAMPLINGS)
     if count > n1 * n2 // 2:
         raise ValueError(f"num_entries must be at most half of the {n1 * n2} entries; got {count}")
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))).tolist())

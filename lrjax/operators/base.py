@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 class Operator:
@@ -59,40 +58,3 @@ class Operator:
 
 def _transpose(linear: Any, shape: tuple[int, int], z: jax.Array) -> jax.Array:
     return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, z.dtype))(z)[0]
-
-
-def check_shape(shape: Any) -> tuple[int, int]:
-    """Returns `shape` as a pair of positive ints or raises a `ValueError` that names it."""
-    try:
-        pair = tuple(int(n) for n in shape)
-    except (TypeError, ValueError):
-        pair = ()
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"shape must be two positive integers (rows, columns); got {shape!r}")
-    return pair[0], pair[1]
-
-
-def check_count(name: str, value: Any, minimum: int = 1) -> int:
-    """Returns `value` as an int of at least `minimum` or raises a `ValueError` that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}")
-    return int(value)
-
-
-def check_real(name: str, array: Any) -> None:
-    """Raises a `ValueError` unless `array` holds real floating-point numbers."""
-    dtype = jnp.result_type(array)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{name} must be real floating point; got dtype {dtype}. Cast it first if that is meant")
-
-
-def check_finite(name: str, array: Any) -> None:
-    """Raises a `ValueError` if a concrete `array` holds NaN or infinity; a traced one cannot be looked at."""
-    if (host := host_value(array)) is not None and not np.isfinite(host).all():
-        bad = int((~np.isfinite(host)).sum())
-        raise ValueError(f"{name} must be finite; {bad} of {host.size} values are NaN or infinite")
-
-
-def host_value(array: Any) -> np.ndarray | None:
-    """A concrete array as NumPy, or `None` for a traced one; inside jit even constants meet JAX only as tracers."""
-    return None if isinstance(array, jax.core.Tracer) else np.asarray(array)

@@ -1,12 +1,14 @@
 """Operators made of operators."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lrjax._checks import check_finite, check_real, host_value
 from lrjax._pytree import pytree
-from lrjax.operators.base import Operator, check_finite, check_real, host_value
+from lrjax.operators.base import Operator
 
 
 @pytree
@@ -148,23 +150,23 @@ class Summed(Operator):
 
     def forward(self, left: jax.Array, right: jax.Array) -> jax.Array:
         first, *others = (op.forward(left, right) for op in self.operators)
-        return sum(others, first)
+        return functools.reduce(jnp.add, others, first)
 
     def forward_dense(self, x: jax.Array) -> jax.Array:
         first, *others = (op.forward_dense(x) for op in self.operators)
-        return sum(others, first)
+        return functools.reduce(jnp.add, others, first)
 
     def adjoint(self, z: jax.Array) -> jax.Array:
         first, *others = (op.adjoint(z) for op in self.operators)
-        return sum(others, first)
+        return functools.reduce(jnp.add, others, first)
 
     def adjoint_matmul(self, z: jax.Array, v: jax.Array) -> jax.Array:
         first, *others = (op.adjoint_matmul(z, v) for op in self.operators)
-        return sum(others, first)
+        return functools.reduce(jnp.add, others, first)
 
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
         first, *others = (op.adjoint_rmatmul(z, u) for op in self.operators)
-        return sum(others, first)
+        return functools.reduce(jnp.add, others, first)
 
 
 def scaled(operator: Any, factor: Any) -> Scaled:

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax._checks import check_count, check_finite, check_real, check_shape, host_value
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
-from lrjax.operators.base import Operator, check_count, check_finite, check_real, check_shape, host_value
+from lrjax.operators.base import Operator
 
 # A dense ensemble above this many bytes is refused: it is nearly always a mistake (core-papers rule of thumb).
 MAX_BYTES = 8 * 2**30

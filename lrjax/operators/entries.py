@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrjax._checks import check_real, check_shape, host_value
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.rows import guard_ridge, masked_gram, solve_rows
-from lrjax.operators.base import Operator, check_real, check_shape, host_value
+from lrjax.operators.base import Operator
 
 
 def _dense_least_squares(factor, y, weights, ridge, mask):

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax._checks import check_count, check_finite, check_real, check_shape
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
-from lrjax.operators.base import Operator, check_count, check_finite, check_real, check_shape
+from lrjax.operators.base import Operator
 
 
 @pytree

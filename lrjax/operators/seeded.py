@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax._checks import check_count, check_key, check_shape
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
-from lrjax.operators.base import Operator, check_count, check_shape
+from lrjax.operators.base import Operator
 from lrjax.operators.dense import combine_rows, draw_gaussian_rows, pack_symmetric, unpack_symmetric
 
 
@@ -68,8 +69,7 @@ class SeededGaussianEnsemble(Operator):
         m = check_count("num_measurements", num_measurements)
         if symmetric and n1 != n2:
             raise ValueError(f"symmetric=True needs a square shape; got {(n1, n2)}")
-        if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
-            raise ValueError(f"key must be a typed key from jax.random.key; got {type(key).__name__}")
+        check_key(key)
         size = n1 * (n1 + 1) // 2 if symmetric else n1 * n2
         default = min(m, max(1, 2**20 // size))
         block = default if block_size is None else check_count("block_size", block_size)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import status
+from lrjax._checks import check_count, check_key
 from lrjax._pytree import is_concrete, pytree, tree_isfinite
-from lrjax.sketching.sketches import GaussianSketch, SparseSignSketch, check_count, check_key
+from lrjax.sketching.sketches import GaussianSketch, SparseSignSketch
 
 # The options that mean something to each method. Any other that is set is refused.
 _METHOD_OPTIONS = {"direct": (), "sketch_and_solve": ("sketch", "sketch_size")}
@@ -152,22 +153,19 @@ def lstsq(
     a, b = _check_array("a", a), _check_array("b", b)
     if a.ndim != 2 or b.ndim not in (1, 2) or a.shape[0] != b.shape[0] or 0 in (*a.shape, *b.shape):
         raise ValueError(
-            f"a has shape {a.shape} and b has shape {b.shape}; "
-            "expected (n, d) with (n,) or (n, q), and no size zero"
+            f"a has shape {a.shape} and b has shape {b.shape}; expected (n, d) with (n,) or (n, q), and no size zero"
         )
     if a.dtype != b.dtype:
         raise ValueError(f"a has dtype {a.dtype} and b has dtype {b.dtype}; expected one dtype: cast either")
     num_rows, num_cols = a.shape
     if chosen == "sketch_and_solve":
         if num_rows < num_cols:
-            raise ValueError(
-                f"a has shape {a.shape}; expected n >= d, since sketching shortens tall problems"
-            )
+            raise ValueError(f"a has shape {a.shape}; expected n >= d, since sketching shortens tall problems")
         sketch = "sparse_sign" if sketch is None else sketch
         if sketch not in _SKETCHES:
             raise ValueError(f"sketch is {sketch!r}; expected one of {_SKETCHES}")
         sketch_size = _ROWS_PER_COLUMN * num_cols if sketch_size is None else sketch_size
-        sketch_size = check_count("sketch_size", sketch_size, at_least=num_cols)
+        sketch_size = check_count("sketch_size", sketch_size, minimum=num_cols)
     return _solve(
         a,
         b,

@@ -4,37 +4,17 @@ Both sketches satisfy `E[S^T S] = I`. With `m` rows and a fixed orthonormal `U` 
 values of a Gaussian `S U` lie close to `1 +- sqrt(d / m)`; the sparse sign sketch behaves much the same.
 """
 
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrjax._checks import check_count, check_key
 from lrjax._pytree import pytree
 
 # About this many numbers of a Gaussian sketch exist at a time: 4 MB in float32, near the size of a cache.
 _BLOCK_ENTRIES = 2**20
-
-
-def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
-    """`value` as a Python integer that is at least `at_least`, or a ValueError that names it."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = None
-    if count is None or isinstance(value, bool) or count < at_least:
-        raise ValueError(f"{name} is {value!r}; expected an integer of at least {at_least}")
-    return count
-
-
-def check_key(key: Any) -> None:
-    """ValueError unless `key` is one typed key or one raw uint32 key."""
-    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not ((typed and ndim == 0) or (dtype == np.uint32 and ndim == 1)):
-        seen = type(key).__name__ if dtype is None else f"an array of dtype {dtype} and shape {key.shape}"
-        raise ValueError(f"key is {seen}; expected one random key, as made by jax.random.key(seed)")
 
 
 def _check_dtype(dtype: Any) -> np.dtype:
@@ -121,15 +101,11 @@ class GaussianSketch:
 
     def apply(self, a: jax.Array) -> jax.Array:
         """`S a`, of shape `(m,)` or `(m, k)` and the dtype of `a`, which is `(n,)` or `(n, k)`."""
-        return _gaussian_apply(self, _as_columns("a", a, self.num_cols)).reshape(
-            self.num_rows, *jnp.shape(a)[1:]
-        )
+        return _gaussian_apply(self, _as_columns("a", a, self.num_cols)).reshape(self.num_rows, *jnp.shape(a)[1:])
 
     def apply_adjoint(self, z: jax.Array) -> jax.Array:
         """`S^T z`, of shape `(n,)` or `(n, k)` and the dtype of `z`, which is `(m,)` or `(m, k)`."""
-        return _gaussian_adjoint(self, _as_columns("z", z, self.num_rows)).reshape(
-            self.shape[1], *jnp.shape(z)[1:]
-        )
+        return _gaussian_adjoint(self, _as_columns("z", z, self.num_rows)).reshape(self.shape[1], *jnp.shape(z)[1:])
 
 
 def _gaussian_block(sketch: GaussianSketch, index: Any, dtype: Any) -> jax.Array:
@@ -238,15 +214,11 @@ class SparseSignSketch:
 
     def apply(self, a: jax.Array) -> jax.Array:
         """`S a`, of shape `(m,)` or `(m, k)` and the dtype of `a`, which is `(n,)` or `(n, k)`."""
-        return _sparse_apply(self, _as_columns("a", a, self.shape[1])).reshape(
-            self.num_rows, *jnp.shape(a)[1:]
-        )
+        return _sparse_apply(self, _as_columns("a", a, self.shape[1])).reshape(self.num_rows, *jnp.shape(a)[1:])
 
     def apply_adjoint(self, z: jax.Array) -> jax.Array:
         """`S^T z`, of shape `(n,)` or `(n, k)` and the dtype of `z`, which is `(m,)` or `(m, k)`."""
-        return _sparse_adjoint(self, _as_columns("z", z, self.num_rows)).reshape(
-            self.shape[1], *jnp.shape(z)[1:]
-        )
+        return _sparse_adjoint(self, _as_columns("z", z, self.num_rows)).reshape(self.shape[1], *jnp.shape(z)[1:])
 
 
 @jax.jit

@@ -4,12 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lrjax import losses, status
+from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors
-from lrjax.operators.base import check_count as check_count
 from lrjax.problem import Problem
 
 
@@ -22,31 +21,6 @@ def check_rank(solver: Any, problem: Problem) -> None:
         check_range("rank", rank, low=1, high=solver.max_rank)
     if getattr(solver, "symmetric", False) and problem.shape[0] != problem.shape[1]:
         raise ValueError(f"symmetric=True needs a square matrix; the problem has shape {problem.shape}")
-
-
-def check_range(
-    name: str, value: Any, *, low: float | None = None, high: float | None = None, open_low: bool = False
-) -> None:
-    """Raises a `ValueError` if a concrete number (or any element of an array) lies outside `[low, high]`."""
-    if value is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
-        return
-    array = np.asarray(value)
-    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
-        raise ValueError(f"{name} must be a real number; got {value!r}")
-    good = np.isfinite(array)
-    if low is not None:
-        good &= (array > low) if open_low else (array >= low)
-    if high is not None:
-        good &= array <= high
-    if not good.all():
-        left = f"{'(' if open_low else '['}{-np.inf if low is None else low}"
-        raise ValueError(f"{name} must be finite and in {left}, {np.inf if high is None else high}]; got {value!r}")
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises a `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}")
 
 
 def exact_fit(before: jax.Array, after: jax.Array, tolerance: float | jax.Array | None) -> jax.Array:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial, losses, status
+from lrjax._checks import check_choice, check_count, check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors, matmul
 from lrjax.linalg.krylov import conjugate_gradient
@@ -93,15 +94,15 @@ class AlternatingMinimization:
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
         _common.check_rank(self, problem)
-        _common.check_choice("start", self.start, STARTS)
-        _common.check_choice("inner", self.inner, INNER)
+        check_choice("start", self.start, STARTS)
+        check_choice("inner", self.inner, INNER)
         if self.inner_steps is not None:
-            _common.check_count("inner_steps", self.inner_steps)
-        _common.check_range("ridge", self.ridge, low=0)
-        _common.check_range("clip", self.clip, low=0, open_low=True)
-        _common.check_range("fresh_fraction", self.fresh_fraction, low=0, high=1, open_low=True)
-        _common.check_range("update_error", self.update_error, low=0)
-        _common.check_range("tolerance", self.tolerance, low=0)
+            check_count("inner_steps", self.inner_steps)
+        check_range("ridge", self.ridge, low=0)
+        check_range("clip", self.clip, low=0, open_low=True)
+        check_range("fresh_fraction", self.fresh_fraction, low=0, high=1, open_low=True)
+        check_range("update_error", self.update_error, low=0)
+        check_range("tolerance", self.tolerance, low=0)
         if self.trim and not problem.operator.entrywise:
             raise ValueError("trim=True is defined for measurements of entries only")
         if self.trim and not isinstance(problem.loss, losses.Squared):
@@ -223,6 +224,6 @@ class AlternatingMinimization:
             rhs,
             moving,
             num_steps=steps,
-            tolerance=2 * jnp.finfo(y.dtype).eps if exact else None,
+            tolerance=float(2 * jnp.finfo(y.dtype).eps) if exact else None,
             rowwise=op.entrywise,
         )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from lrjax import initial
+from lrjax._checks import check_choice, check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
@@ -90,14 +91,14 @@ class GradientDescent:
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
         _common.check_rank(self, problem)
-        _common.check_choice("start", self.start, STARTS)
+        check_choice("start", self.start, STARTS)
         if self.optimizer is not None and self.step_size is not None:
             raise ValueError(f"step_size and optimizer exclude each other; got step_size={self.step_size!r}")
         if self.optimizer is not None and not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
             raise ValueError(f"optimizer must be an optax.GradientTransformation; got {self.optimizer!r}")
         for name in ("step_size", "initial_scale", "imbalance", "rebalance_at", "rebalance_scale"):
-            _common.check_range(name, getattr(self, name), low=0, open_low=True)
-        _common.check_range("tolerance", self.tolerance, low=0)
+            check_range(name, getattr(self, name), low=0, open_low=True)
+        check_range("tolerance", self.tolerance, low=0)
         if self.rebalance and self.symmetric:
             raise ValueError("rebalance=True needs two factors; tied ones (symmetric=True) cannot be rebalanced")
 
@@ -156,7 +157,7 @@ class GradientDescent:
             parameters = jax.tree.map(lambda p, g: p - eta * g, parameters, gradient)
         else:
             updates, optimizer_state = self.optimizer.update(gradient, optimizer_state, parameters)
-            parameters = optax.apply_updates(parameters, updates)
+            parameters = jax.tree.map(jnp.add, parameters, updates)
         new = Factors(parameters, parameters) if self.symmetric else Factors(*parameters)
         extra = _Extra(unit=extra.unit, gain=extra.gain, optimizer_state=optimizer_state, rebalanced=extra.rebalanced)
         state_new = self._at(problem, new, extra)

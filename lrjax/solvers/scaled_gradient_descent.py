@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial
+from lrjax._checks import check_choice, check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
@@ -68,10 +69,10 @@ class ScaledGradientDescent:
         """Raises a `ValueError` that names the bad setting."""
         _common.check_rank(self, problem)
         _common.require_squared_or_smooth("ScaledGradientDescent", problem)
-        _common.check_choice("damping_rule", self.damping_rule, DAMPINGS)
-        _common.check_range("step_size", self.step_size, low=0, open_low=True)
-        _common.check_range("damping", self.damping, low=0)
-        _common.check_range("tolerance", self.tolerance, low=0)
+        check_choice("damping_rule", self.damping_rule, DAMPINGS)
+        check_range("step_size", self.step_size, low=0, open_low=True)
+        check_range("damping", self.damping, low=0)
+        check_range("tolerance", self.tolerance, low=0)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
         """The spectral start, or given factors."""

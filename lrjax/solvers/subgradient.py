@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial, losses, status, step_sizes
+from lrjax._checks import check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors
 from lrjax.problem import Problem
@@ -90,18 +91,18 @@ class SubgradientMethod:
                 f"SubgradientMethod minimises the absolute loss; problem.loss is {problem.loss!r}. "
                 "Pass loss=lrjax.losses.Absolute()"
             )
-        _common.check_range("initial_scale", self.initial_scale, low=0, open_low=True)
-        _common.check_range("hidden_scale", self.hidden_scale, low=0, high=1)
-        _common.check_range("tolerance", self.tolerance, low=0)
+        check_range("initial_scale", self.initial_scale, low=0, open_low=True)
+        check_range("hidden_scale", self.hidden_scale, low=0, high=1)
+        check_range("tolerance", self.tolerance, low=0)
         rule = self._rule(problem)
         if hasattr(rule, "size"):
             for name in ("value", "decay", "quantile"):
                 high = 1 if name in ("decay", "quantile") else None
-                _common.check_range(f"step_size.{name}", getattr(rule, name, None), low=0, high=high)
+                check_range(f"step_size.{name}", getattr(rule, name, None), low=0, high=high)
         elif isinstance(rule, (str, bytes)) or jnp.shape(rule) != ():
             raise ValueError(f"step_size must be a rule of lrjax.step_sizes or a number; got {rule!r}")
         else:
-            _common.check_range("step_size", rule, low=0, open_low=True)
+            check_range("step_size", rule, low=0, open_low=True)
 
     def _rule(self, problem: Problem) -> Any:
         if self.step_size is None:

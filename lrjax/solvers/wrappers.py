@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import loop, status
+from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree, tree_where
 from lrjax.factors import Factors
-from lrjax.operators.base import check_count
 from lrjax.problem import Problem
 from lrjax.solvers import _common
 
@@ -92,7 +92,7 @@ class Averaged:
     def check(self, problem: Problem) -> None:
         """Checks the inner solver and `decay`."""
         _check_inner(problem, self.solver)
-        _common.check_range("decay", self.decay, low=0, high=1)
+        check_range("decay", self.decay, low=0, high=1)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> WrappedState:
         """The inner start."""

@@ -1,0 +1,77 @@
+"""Checks at the door: each raises a `ValueError` naming the argument, what was seen and what was expected."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+def check_shape(shape: Any) -> tuple[int, int]:
+    """Returns `shape` as a pair of positive ints or raises a `ValueError` that names it."""
+    try:
+        pair = tuple(int(n) for n in shape)
+    except (TypeError, ValueError):
+        pair = ()
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"shape must be two positive integers (rows, columns); got {shape!r}")
+    return pair[0], pair[1]
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Returns `value` as an int of at least `minimum` or raises a `ValueError` that names it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}")
+    return int(value)
+
+
+def check_real(name: str, array: Any) -> None:
+    """Raises a `ValueError` unless `array` holds real floating-point numbers."""
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be real floating point; got dtype {dtype}. Cast it first if that is meant")
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Raises a `ValueError` if a concrete `array` holds NaN or infinity; a traced one cannot be looked at."""
+    if (host := host_value(array)) is not None and not np.isfinite(host).all():
+        bad = int((~np.isfinite(host)).sum())
+        raise ValueError(f"{name} must be finite; {bad} of {host.size} values are NaN or infinite")
+
+
+def host_value(array: Any) -> np.ndarray | None:
+    """A concrete array as NumPy, or `None` for a traced one; inside jit even constants meet JAX only as tracers."""
+    return None if isinstance(array, Tracer) else np.asarray(array)
+
+
+def check_key(key: Any) -> None:
+    """Raises a `ValueError` unless `key` is one typed random key."""
+    if not jnp.issubdtype(getattr(key, "dtype", np.int32), jax.dtypes.prng_key) or key.shape != ():
+        seen = f"{getattr(key, 'dtype', type(key).__name__)} of shape {getattr(key, 'shape', None)}"
+        raise ValueError(f"key must be one typed key, jax.random.key(seed); got {seen}")
+
+
+def check_range(
+    name: str, value: Any, *, low: float | None = None, high: float | None = None, open_low: bool = False
+) -> None:
+    """Raises a `ValueError` if a concrete number (or any element of an array) lies outside `[low, high]`."""
+    if value is None or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
+        return
+    array = np.asarray(value)
+    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(f"{name} must be a real number; got {value!r}")
+    good = np.isfinite(array)
+    if low is not None:
+        good &= (array > low) if open_low else (array >= low)
+    if high is not None:
+        good &= array <= high
+    if not good.all():
+        left = f"{'(' if open_low else '['}{-np.inf if low is None else low}"
+        raise ValueError(f"{name} must be finite and in {left}, {np.inf if high is None else high}]; got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}")
