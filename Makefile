@@ -1,0 +1,76 @@
+# The front door for people: each target makes its own virtual environment where it is missing.
+# `make test VENV=/some/where PYTHON=python3.12` uses others.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMPS := $(VENV)/.lrjax
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint docs bench clean
+
+help:
+	@echo "make demo       install, then complete a real table and draw the result"
+	@echo "make test       the tests; make test-slow for those that take minutes"
+	@echo "make lint       ruff and pyright"
+	@echo "make docs       the documentation, into docs/_build/html"
+	@echo "make bench      benchmarks against other libraries"
+	@echo "make clean      remove the virtual environment and everything built"
+
+demo: $(STAMPS)/demo
+	$(BIN)/lrjax demo
+
+test: $(STAMPS)/test
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(STAMPS)/test
+	$(BIN)/python -m pytest -m slow -n 0
+
+lint: $(STAMPS)/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(STAMPS)/docs
+	$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+bench: $(STAMPS)/bench
+	$(BIN)/python -m pytest benchmarks -n 0
+
+clean:
+	rm -rf "$(VENV)" docs/_build docs/gallery
+
+# One stamp per set of packages: a set is installed again only when pyproject.toml is newer.
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else "lrjax needs Python 3.11 or newer, but $(PYTHON) is " + v + "; try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv "$(VENV)"
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/demo: pyproject.toml | $(STAMPS)/venv
+	$(PIP) -e .
+	@$(PIP) -e '.[data]' || echo "note: the optional data packages could not be installed; the demo does without them"
+	$(movielens)
+	@touch $@
+
+$(STAMPS)/test: pyproject.toml | $(STAMPS)/venv
+	$(PIP) -e '.[test,data]'
+	$(movielens)
+	@touch $@
+
+$(STAMPS)/docs: pyproject.toml | $(STAMPS)/venv
+	$(PIP) -e '.[docs,data]'
+	$(movielens)
+	@touch $@
+
+$(STAMPS)/bench: pyproject.toml | $(STAMPS)/venv
+	$(PIP) -e '.[test,data,bench]'
+	$(movielens)
+	@touch $@
+
+# Only a text file of this wheel is read (MovieLens-100K), so none of its dependencies are wanted.
+define movielens
+@$(PIP) --no-deps recbole==1.2.1 || echo "note: recbole 1.2.1 could not be installed; what needs MovieLens-100K is skipped"
+endef
