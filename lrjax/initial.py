@@ -43,9 +43,11 @@ def gain(problem: Problem, key: jax.Array, *, symmetric: bool, probes: int = 4) 
     constant that a gradient must be divided by to look like that of the population problem.
     """
     n1, n2 = problem.shape
-    key_left, key_right = jax.random.split(key)
-    left = jax.random.rademacher(key_left, (probes, n1, 1), problem.y.dtype)
-    right = left if symmetric else jax.random.rademacher(key_right, (probes, n2, 1), problem.y.dtype)
+    if problem.operator.entrywise:
+        # Every sign matrix has the same energy in every entry: nothing to draw.
+        return jax.lax.stop_gradient(problem.total_weight() / (n1 * n2))
+    signs = jax.random.rademacher(key, (probes, n1 if symmetric else n1 + n2, 1), problem.y.dtype)
+    left, right = (signs, signs) if symmetric else (signs[:, :n1], signs[:, n1:])
 
     def energy(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
         image = problem.operator.forward(*pair)

@@ -165,7 +165,7 @@ def test_create_refuses_dtypes_that_are_not_real_floating(kind, dtype):
 def test_create_refuses_more_nonzeros_than_rows():
     with pytest.raises(ValueError, match="num_nonzeros is 8; expected at most num_rows = 7"):
         SparseSignSketch.create(KEY, 7, 9)
-    with pytest.raises(ValueError, match="num_nonzeros must be .*; got 0"):
+    with pytest.raises(ValueError, match=r"num_nonzeros must be .*; got 0"):
         SparseSignSketch.create(KEY, 7, 9, num_nonzeros=0)
 
 
