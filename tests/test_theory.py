@@ -51,7 +51,7 @@ UPDATE_ERRORS = np.array([1e-2, 1e-4, 1e-6, 1e-8])
 
 @functools.cache
 def altmin_runs():
-    """Relative errors `(4 fractions, 2 seeds with exact solves and 4 update errors, 46 rows)`."""
+    """Relative errors `(4 fractions, 2 seeds with exact solves and 4 update errors, 41 rows)`."""
 
     def one(fraction, update_error, key):
         key_problem, key_solve = jax.random.split(key)
@@ -59,7 +59,7 @@ def altmin_runs():
             key_problem, shape=(200, 200), rank=4, fraction=fraction, condition_number=3.0
         )
         solver = lr.AlternatingMinimization(max_rank=4, update_error=update_error, tolerance=0.0)
-        return lr.solve(problem, solver, key_solve, num_steps=45, truth=truth).trace["relative_error"]
+        return lr.solve(problem, solver, key_solve, num_steps=40, truth=truth).trace["relative_error"]
 
     update_errors = jnp.concatenate([jnp.zeros(2), jnp.asarray(UPDATE_ERRORS)])
     keys = jax.random.split(jax.random.key(0), 2)[jnp.array([0, 1, 0, 0, 0, 0])]
@@ -106,7 +106,7 @@ def test_t1_3_fresh_samples():
         problem = lr.Problem(operator, y)
         return lr.solve(problem, solver, key_solve, num_steps=10, init=start, truth=truth).trace["relative_error"]
 
-    keys = jax.random.split(jax.random.key(2), 5)
+    keys = jax.random.split(jax.random.key(2), 5)[:3]
     lanes = lambda density: jax.lax.map(functools.partial(one, density), keys)
     errors = np.asarray(jax.jit(lambda q: jax.lax.map(lanes, q))(densities))
     at = np.exp(np.log(errors).mean(axis=1))[:, [1, 5, 10]]
@@ -157,18 +157,18 @@ def test_t2_1_the_sign_rip_scaling_function():
             values.append(jnp.sum(gradient * left) / (m * norm))
         return jnp.stack(values)
 
-    measured = np.asarray(jax.jit(lambda keys: jax.lax.map(draw, keys))(jax.random.split(jax.random.key(0), 4)))
+    measured = np.asarray(jax.jit(lambda keys: jax.lax.map(draw, keys))(jax.random.split(jax.random.key(0), 3)))
     shrink = lambda deviation: norm / math.hypot(norm, deviation)  # E exp(-s^2 / (2 norm^2)), s ~ N(0, deviation^2)
     theory = [1 - v + v * shrink(10) if kind == "outliers" else shrink(v) for kind, v in cases]
     np.testing.assert_allclose(measured.mean(axis=0), math.sqrt(2 / math.pi) * np.array(theory), rtol=0.03)
 
 
-SCALES = np.array([1e-2, 1e-3, 1e-4, 1e-5])
+SCALES = np.array([1e-2, 1e-3, 1e-5])
 
 
 @functools.cache
 def over_specified(max_rank):
-    """Final `||X - X*||_F` for two problems and four scales, and the spectra of the starts; n=20, r=3, m=937."""
+    """Final `||X - X*||_F` for two problems and three scales, and the spectra of the starts; n=20, r=3, m=937."""
 
     def one(key, scale):
         problem, truth = outlier_problem(key, n=20, num_measurements=937, corruption=0.2)
@@ -272,8 +272,12 @@ def test_t2_6_a_schedule_whose_sum_is_too_small_freezes():
 # Recovery from any search rank under gross corruption: the library's defaults.
 
 
-@pytest.mark.parametrize("n", [20, 50])
-def test_full_search_rank_recovers_under_gross_corruption(n):
+@pytest.mark.parametrize(
+    ("n", "corrupted"),
+    [(20, [0.1, 0.3, 0.5]), (50, [0.5]), pytest.param(50, [0.1, 0.3], marks=pytest.mark.slow)],
+    ids=["n=20", "n=50, half corrupted", "n=50"],
+)
+def test_full_search_rank_recovers_under_gross_corruption(n, corrupted):
     # m = 20 n r, r = 3, alpha = 1e-5, 10, 30 and 50 % corrupted: relative error 1e-6 well within 1,000 steps.
     def one(corruption, key):
         key_problem, key_solve = jax.random.split(key)
@@ -284,19 +288,20 @@ def test_full_search_rank_recovers_under_gross_corruption(n):
         robust = lr.solve(problem, solver, key_solve, num_steps=250, record_every=250, truth=truth)
         squared = lr.Problem(problem.operator, problem.y, loss=lr.losses.Squared())
         descent = lr.GradientDescent(max_rank=n, symmetric=True)
-        plain = lr.solve(squared, descent, key_solve, num_steps=100, record_every=100, truth=truth)
+        plain = lr.solve(squared, descent, key_solve, num_steps=80, record_every=80, truth=truth)
         fit = plain.trace["residual"][-1] / squared.relative_residual(squared.residual(truth))
         return robust.trace["relative_error"][-1], plain.trace["relative_error"][-1], fit
 
-    corruptions = jnp.asarray([0.1, 0.3, 0.5] + [0.0] * (n == 20))
+    count = len(corrupted)
+    corruptions = jnp.asarray(corrupted + [0.0] * (n == 20))
     keys = jax.random.split(jax.random.key(3), 3)
     lanes = lambda corruption: jax.vmap(functools.partial(one, corruption))(keys)
     robust, plain, fit = jax.jit(lambda c: jax.lax.map(lanes, c))(corruptions)
-    assert robust[:3].max() <= 1e-6, robust
-    assert plain[:3].min() > 0.1, plain
-    assert fit[:3].max() < 1, fit  # ... although it did descend: it fits the data better than the truth does
+    assert robust[:count].max() <= 1e-6, robust
+    assert plain[:count].min() > 0.1, plain
+    assert fit[:count].max() < 1, fit  # ... although it did descend: it fits the data better than the truth does
     if n == 20:
-        assert plain[3].max() < 0.1, plain  # ... and without outliers gets there
+        assert plain[count].max() < 0.1, plain  # ... and without outliers gets there
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -414,7 +419,7 @@ def test_t3_7_the_rate_is_quadratic_in_the_initial_scale():
     assert tied_long_run(5)[0][-1] > 1e-5
 
 
-@pytest.mark.parametrize(("max_rank", "lanes"), [(5, 3), (10, 2)])
+@pytest.mark.parametrize(("max_rank", "lanes"), [(5, 3), pytest.param(10, 2, marks=pytest.mark.slow)])
 def test_t3_8_the_rate_is_the_smallest_eigenvalue_of_the_gram_matrix(max_rank, lanes):
     # T3.8: log-error slope -eta lambda_min(F^T F), F the left factor at the end; 2 % for alpha <= 0.4.
     rates, _, smallest = untied_runs(max_rank, 40_000, lanes)
@@ -426,16 +431,14 @@ BETAS = np.array([0.5, 0.7, 1.0, 1.4])
 
 
 @functools.cache
-def rebalanced_runs(max_rank):
-    """Six scales at beta = 1, then four betas at alpha = 0.1."""
-    alphas = np.concatenate([REBALANCE_ALPHAS, np.full(len(BETAS), 0.1)])
-    betas = np.concatenate([np.ones(len(REBALANCE_ALPHAS)), BETAS])
-    return descend_lanes(alphas, max_rank, 1500, beta=betas)[0]
+def rebalanced_scales(max_rank):
+    """Errors for six initial scales at beta = 1."""
+    return descend_lanes(REBALANCE_ALPHAS, max_rank, 600, beta=np.ones(len(REBALANCE_ALPHAS)))[0]
 
 
 def test_t3_11_one_rebalancing_removes_the_dependence_on_the_initial_scale():
     # T3.11: iterations to 1e-13 with beta = 1 over twelve runs, k in {5, 10}: expected 463 to 480, spread below 5 %.
-    taken = np.array([[first_below(e, 1e-13) for e in rebalanced_runs(k)[:6]] for k in (5, 10)])
+    taken = np.array([[first_below(e, 1e-13) for e in rebalanced_scales(k)] for k in (5, 10)])
     assert taken.max() / taken.min() < 1.05, taken
     np.testing.assert_allclose(taken, 471.5, rtol=0.05)
     # Without it the smallest of those scales that was run takes tens of thousands.
@@ -444,5 +447,6 @@ def test_t3_11_one_rebalancing_removes_the_dependence_on_the_initial_scale():
 
 def test_t3_12_the_rate_after_rebalancing_against_beta():
     # T3.12: eta min(beta^2, sigma_r^2 / beta^2), derived; 5 %.
-    rates = [log_rate(e, 1e-6, 1e-11) for e in rebalanced_runs(5)[6:]]
+    errors, _, _ = descend_lanes(np.full(len(BETAS), 0.1), 5, 1500, beta=BETAS)
+    rates = [log_rate(e, 1e-6, 1e-11) for e in errors]
     np.testing.assert_allclose(rates, -ETA * np.minimum(BETAS**2, SIGMA_R**2 / BETAS**2), rtol=0.05)
