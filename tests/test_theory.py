@@ -246,7 +246,7 @@ def test_t2_6_a_schedule_whose_sum_is_too_small_freezes():
     rule = lr.step_sizes.Geometric(value=0.25, decay=0.985)
 
     def one(corruption, scale, check_budget):
-        problem, truth = outlier_problem(jax.random.key(4), n=50, num_measurements=3000, corruption=corruption)
+        problem, truth = outlier_problem(jax.random.key(4), n=50, num_measurements=2000, corruption=corruption)
         solver = paper_subgradient(max_rank=50, initial_scale=scale, step_size=rule, check_budget=check_budget)
         solution = lr.solve(problem, solver, jax.random.key(1), num_steps=400, record_every=400, truth=truth)
         return solution.trace["relative_error"][-1] * truth.norm(), solution.status, solution.num_steps
