@@ -101,9 +101,7 @@ def write_result(
     extra = dict(extra or {})
     for name, factor, ids in (("left", left, row_ids), ("right", right, col_ids)):
         if factor.ndim != 2 or ids.shape != factor.shape[:1]:
-            raise ValueError(
-                f"{name} has shape {factor.shape}, its ids {ids.shape}; expected (n, k) and (n,)"
-            )
+            raise ValueError(f"{name} has shape {factor.shape}, its ids {ids.shape}; expected (n, k) and (n,)")
         if name in extra:
             raise ValueError(f"{name!r} is the name of a factor; call the extra array something else")
     if predictions.ndim != 1 or not rows.shape == cols.shape == predictions.shape:
@@ -147,9 +145,7 @@ def _text(path: Path, packed: bool) -> Iterator[TextIO]:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 yield file
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 text ({error.reason}); expected delimited text, .npz or .mtx"
-        ) from error
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason}); expected delimited text, .npz or .mtx") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a whole gzip file ({error})") from error
 
@@ -316,9 +312,7 @@ def _read_npz(path: Path) -> Ratings:
     bad = np.flatnonzero((rows < 0) | (rows >= n1) | (cols < 0) | (cols >= n2))
     if bad.size:
         i = bad[0]
-        raise ValueError(
-            f"{path}, entry {i}: ({rows[i]}, {cols[i]}) lies outside the {n1} x {n2} table (0-based)"
-        )
+        raise ValueError(f"{path}, entry {i}: ({rows[i]}, {cols[i]}) lies outside the {n1} x {n2} table (0-based)")
     return _ratings(path, rows, cols, values, np.arange(n1), np.arange(n2))
 
 
@@ -329,8 +323,7 @@ def _sparse_triplets(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndar
     needed = {"coo": ("row", "col"), "csr": ("indices", "indptr"), "csc": ("indices", "indptr")}.get(kind)
     if needed is None or not set(needed) <= arrays.keys():
         raise ValueError(
-            f"{path}: a sparse matrix of format {kind!r} with arrays {sorted(arrays)}; expected coo, csr or "
-            "csc"
+            f"{path}: a sparse matrix of format {kind!r} with arrays {sorted(arrays)}; expected coo, csr or csc"
         )
     first, second, data = arrays[needed[0]], arrays[needed[1]], arrays["data"]
     if kind == "coo":

@@ -196,9 +196,7 @@ def phase_diagram(
             f"y one-dimensional (they have shapes {x.shape} and {y.shape})"
         )
     if not np.all((success >= 0) & (success <= 1)):
-        raise ValueError(
-            f"success rates must lie in [0, 1], got values from {success.min()} to {success.max()}"
-        )
+        raise ValueError(f"success rates must lie in [0, 1], got values from {success.min()} to {success.max()}")
     columns, rows = _edges(x, "x"), _edges(y, "y")
     mesh = ax.pcolormesh(columns, rows, success, cmap="Blues", vmin=0, vmax=1)
     ax.grid(False)

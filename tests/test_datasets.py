@@ -46,10 +46,7 @@ def test_movielens_is_the_standard_data_set():
 
 @needs("recbole")
 def test_movielens_does_not_import_its_carrier():
-    code = (
-        "import sys; from lrjax import datasets\n"
-        "datasets.movielens_100k(); assert 'recbole' not in sys.modules"
-    )
+    code = "import sys; from lrjax import datasets\ndatasets.movielens_100k(); assert 'recbole' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

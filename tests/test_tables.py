@@ -120,9 +120,7 @@ def test_damaged_gzip(tmp_path, cut):
 def test_a_million_lines_take_seconds(tmp_path):
     rng = np.random.default_rng(0)
     rows, cols = rng.integers(0, 50_000, 1_000_000), rng.integers(0, 20_000, 1_000_000)
-    text = "\n".join(
-        f"user{r},item{c},{r % 5 + 1}.5" for r, c in zip(rows.tolist(), cols.tolist(), strict=True)
-    )
+    text = "\n".join(f"user{r},item{c},{r % 5 + 1}.5" for r, c in zip(rows.tolist(), cols.tolist(), strict=True))
     path = written(tmp_path, text)
     start = time.perf_counter()
     ratings = read_entries(path)
@@ -160,9 +158,7 @@ def test_other_sparse_formats_are_refused(tmp_path):
 
 
 def test_npz_of_arrays(tmp_path):
-    np.savez(
-        tmp_path / "a.npz", rows=[0, 2], cols=np.uint8([1, 0]), values=np.float32([0.5, 0]), shape=(4, 3)
-    )
+    np.savez(tmp_path / "a.npz", rows=[0, 2], cols=np.uint8([1, 0]), values=np.float32([0.5, 0]), shape=(4, 3))
     ratings = read_entries(tmp_path / "a.npz")
     assert ratings.shape == (4, 3)
     assert named(ratings) == [(0, 1, 0.5), (2, 0, 0.0)]  # a stored zero is an observed zero

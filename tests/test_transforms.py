@@ -16,34 +16,15 @@ KEY = jax.random.key(2)
 BY_NAME = {case.name: case for case in CASES}
 
 
-@pytest.mark.parametrize("operator", ["dense", "sampled"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_keeps_the_promises_of_a_solver(case: Case, operator: str):
-    check_solver(case.solver, case.problem(operator), KEY, num_steps=3)
+def test_keeps_the_promises_of_a_solver(case: Case):
+    """Jit is eager, vmap over keys is a loop, the info is true; from the solver's own start."""
+    check_solver(case.solver, case.problem("sampled" if "altmin" in case.name else "dense"), KEY, num_steps=3)
 
 
 @pytest.mark.parametrize(("case", "operator"), PAIRS, ids=PAIR_IDS)
-def test_vmap_over_keys_and_measurements_is_a_loop(case: Case, operator: str):
-    problem = case.problem(operator)
-
-    def run(y, key):
-        moved = lr.Problem(problem.operator, y, problem.weights, problem.loss)
-        return lr.solve(moved, case.solver, key, num_steps=3)
-
-    ys, keys = jnp.stack([problem.y, 1.5 * problem.y]), jax.random.split(KEY, 2)
-    batch, alone = jax.jit(jax.vmap(run))(ys, keys), jax.jit(run)
-    for lane in range(2):
-        one = alone(ys[lane], keys[lane])
-        dense = one.factors.dense()
-        scale = float(jnp.linalg.norm(dense)) + float(jnp.linalg.norm(one.factors.left)) ** 2
-        difference = batch.factors.left[lane] @ batch.factors.right[lane].T - dense
-        assert float(jnp.linalg.norm(difference)) <= 1e4 * jnp.finfo(jnp.float32).eps * scale
-        assert int(batch.status[lane]) == int(one.status)
-
-
-@pytest.mark.parametrize(("case", "operator"), PAIRS, ids=PAIR_IDS)
-def test_derivatives_match_finite_differences(case: Case, operator: str):
-    """Of the final iterate, with respect to the measurements and one float of the solver, both modes."""
+def test_vmap_and_derivatives(case: Case, operator: str):
+    """In one program: vmap over measurements and a setting is a loop; both derivative modes match differences."""
     with jax.enable_x64(True):
         case = case.absolute
         problem, init = case.problem(operator, jnp.float64), case.start(jnp.float64)
@@ -57,12 +38,15 @@ def test_derivatives_match_finite_differences(case: Case, operator: str):
             return jnp.sum(jnp.sin(factors.dense()))
 
         @jax.jit
-        def derivatives(t):
-            forward = jax.jvp(along, (t,), (jnp.ones_like(t),))[1]
-            ends = jax.lax.map(along, jnp.stack([t - step, t + step]))
-            return forward, jax.grad(along)(t), (ends[1] - ends[0]) / (2 * step)
+        def everything(t):
+            lanes = jax.vmap(along)(t + step * jnp.arange(-1.0, 2.0))
+            alone, forward = jax.jvp(along, (t,), (jnp.ones_like(t),))
+            return lanes, alone, forward, jax.grad(along)(t)
 
-        forward, reverse, central = (float(x) for x in derivatives(jnp.float64(0.0)))
+        lanes, alone, forward, reverse = (np.asarray(x) for x in everything(jnp.float64(0.0)))
+        eps, scale = np.finfo(np.float64).eps, case.shape[0] * case.shape[1]
+        assert abs(lanes[1] - alone) <= 1e4 * eps * scale
+        central = (lanes[2] - lanes[0]) / (2 * step)
         # Central differences: error t^2 f''' and eps f / t, both below 1e-7 here.
         assert abs(forward - central) <= 1e-6 * (1 + abs(central)), (forward, reverse, central)
         assert abs(forward - reverse) <= 1e-9 * (1 + abs(central)), (forward, reverse, central)

@@ -42,11 +42,15 @@ def truncated_svd(
     width = min(rank + oversample, n1, n2)
     depth = max(0, min(depth, min(n1, n2) // width - 1))
     block = jnp.linalg.qr(apply(jax.random.normal(key, (n2, width), dtype)))[0]
-    basis = [block]
-    for _ in range(depth):
+
+    def power(block: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         block = jnp.linalg.qr(apply(apply_transpose(block)))[0]
-        basis.append(block)
-    q = jnp.linalg.qr(jnp.concatenate(basis, axis=1))[0]
+        return block, block
+
+    # A scan, not a Python loop: the products are compiled once.
+    _, blocks = jax.lax.scan(power, block, None, length=depth)
+    basis = jnp.concatenate([block, jnp.moveaxis(blocks, 0, 1).reshape(n1, depth * width)], axis=1)
+    q = jnp.linalg.qr(basis)[0]
     # (Q^T M)^T = M^T Q is tall; its SVD gives that of the projected matrix.
     v, s, ut = jnp.linalg.svd(apply_transpose(q), full_matrices=False)
     return matmul(q, ut.T[:, :rank]), s[:rank], v[:, :rank]

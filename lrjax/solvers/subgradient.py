@@ -130,7 +130,7 @@ class SubgradientMethod:
             # A quarter of |y| lie below 0.32 g ||X||_F for Gaussian measurements; a low quantile feels outliers least.
             norm = step_sizes.measured_quantile(jnp.abs(y), weights, 0.25) / (0.3186 * entry)
             scale = alpha * jax.lax.stop_gradient(jnp.sqrt(norm / entry))
-            reference, unit = rule.reference(y, weights), 1 / entry
+            reference, unit = jax.lax.stop_gradient(rule.reference(y, weights)), 1 / entry
         else:
             scale = alpha
             reference = unit = jnp.ones((), y.dtype)
@@ -148,7 +148,7 @@ class SubgradientMethod:
             columns = scale * jnp.where(clear, 1, hidden)
             factors = Factors(columns * start.left, columns * start.right)
         extra = _Extra(
-            reference=jax.lax.stop_gradient(reference),
+            reference=reference,
             unit=unit,
             budget_ok=budget_ok,
             step=jnp.zeros_like(problem.total_weight(), dtype=jnp.int32),
