@@ -211,7 +211,7 @@ def _biases(operator, y, weights, shrinkage: float = 10.0, sweeps: int = 10):
 def _with_bar(problem: Problem, solver: Any, key: jax.Array, num_steps: int) -> Solution:
     """`solve` one compiled step at a time, under a progress bar; the same steps with the same keys."""
     rows, solution = [], None
-    with tqdm(total=num_steps, desc="completing", unit="step") as bar:
+    with tqdm(total=num_steps, desc="completing", unit="step", leave=None) as bar:
         for solution in iterate(problem, solver, key, num_steps=num_steps):
             rows.append(jax.tree.map(np.asarray, solution.trace))
             bar.update(int(solution.num_steps) - bar.n)
