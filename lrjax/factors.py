@@ -74,13 +74,13 @@ class Factors:
         if not 0 < rank <= self.max_rank:
             raise ValueError(f"rank must lie in 1..{self.max_rank} (the columns of the factors); got {rank}")
         u, s, v = self.svd()
-        scale = jnp.sqrt(s[:rank])
+        scale = jnp.sqrt(s[:rank])[None, :]
         return Factors(u[:, :rank] * scale, v[:, :rank] * scale)
 
     def balanced(self) -> "Factors":
         """The same matrix with `left.T @ left == right.T @ right`, columns sorted by singular value."""
         u, s, v = self.svd()
-        scale, missing = jnp.sqrt(s), self.max_rank - s.shape[-1]
+        scale, missing = jnp.sqrt(s)[None, :], self.max_rank - s.shape[-1]
         pad = ((0, 0), (0, missing))
         return Factors(jnp.pad(u * scale, pad), jnp.pad(v * scale, pad))
 

@@ -87,7 +87,8 @@ def spectral(
         left = right = _positive_part(problem, z, max_rank, key)
     else:
         u, s, v = adjoint_svd(problem, z, max_rank, key)
-        left, right = u * jnp.sqrt(s), v * jnp.sqrt(s)
+        root = jnp.sqrt(s)[None, :]
+        left, right = u * root, v * root
     start = Factors(keep_columns(left, mask), keep_columns(right, mask))
     image = problem.operator.forward(start.left, start.right)
     fit = jnp.sum(problem.weighted(image * problem.observed()))
@@ -112,7 +113,7 @@ def _light_entries(problem: Problem) -> jax.Array:
 def _positive_part(problem: Problem, z: jax.Array, max_rank: int, key: jax.Array) -> jax.Array:
     """`B` with `B B^T` the best positive semidefinite rank-`max_rank` approximation of sym(A*(z))."""
     values, vectors = symmetric_eigs(problem, z, max_rank, key)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0))
+    return vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
 
 
 def symmetric_eigs(problem: Problem, z: jax.Array, max_rank: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -166,10 +167,11 @@ def sign_spectral(
     edge = noise_edge(problem, z, jax.random.fold_in(key, 1), symmetric=symmetric)
     if symmetric:
         values, vectors = symmetric_eigs(problem, z, max_rank, key)
-        left = right = keep_columns(vectors * jnp.sqrt(jnp.maximum(values, 0)), mask)
+        left = right = keep_columns(vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :], mask)
     else:
         u, values, v = adjoint_svd(problem, z, max_rank, key)
-        left, right = keep_columns(u * jnp.sqrt(values), mask), keep_columns(v * jnp.sqrt(values), mask)
+        root = jnp.sqrt(values)[None, :]
+        left, right = keep_columns(u * root, mask), keep_columns(v * root, mask)
     return jax.lax.stop_gradient((Factors(left, right), values, edge))
 
 

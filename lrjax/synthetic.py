@@ -66,8 +66,8 @@ def low_rank(
     key_left, key_right = jax.random.split(key)
     exponent = -jnp.linspace(0, 1, r, dtype=dtype) if r > 1 else jnp.zeros(1, dtype)
     root = jnp.asarray(condition_number, dtype) ** (exponent / 2)
-    left = basis(key_left, n1) * root
-    return Factors(left, left if symmetric else basis(key_right, n2) * root)
+    left = basis(key_left, n1) * root[None, :]
+    return Factors(left, left if symmetric else basis(key_right, n2) * root[None, :])
 
 
 def corrupt(

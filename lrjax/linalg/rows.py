@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrjax.factors import matmul
 
@@ -59,7 +60,7 @@ def guard_ridge(gram: jax.Array, count: jax.Array, ridge: jax.Array, mask: jax.A
     diagonal = jnp.trace(gram, axis1=-2, axis2=-1)
     in_use = jnp.asarray(k, gram.dtype) if mask is None else jnp.sum(mask)
     # 4 k eps: the rounding error of the Gram matrix itself, so the solution moves by no more than it is known to.
-    relative = jnp.where(count < in_use, 0.1, 4 * k * jnp.finfo(gram.dtype).eps).astype(gram.dtype)
+    relative = jnp.where(count.astype(gram.dtype) < in_use, 0.1, 4 * k * jnp.finfo(gram.dtype).eps).astype(gram.dtype)
     shift = ridge + relative * diagonal / in_use
     shift = jnp.where(diagonal + ridge > 0, shift, jnp.ones_like(shift))
     eye = jnp.eye(k, dtype=gram.dtype)
@@ -78,7 +79,8 @@ def masked_gram(weights: jax.Array, factor: jax.Array) -> jax.Array:
         `(q, k, k)`. Cost `n q k (k + 1)` flops at matrix-product speed.
     """
     k = factor.shape[1]
-    rows, cols = jnp.triu_indices(k)
+    rows, cols = np.triu_indices(k)
+    place = np.zeros((k, k), np.int32)
+    place[rows, cols] = place[cols, rows] = np.arange(len(rows), dtype=np.int32)
     upper = matmul(weights.T, factor[:, rows] * factor[:, cols])
-    full = jnp.zeros((weights.shape[1], k, k), upper.dtype)
-    return full.at[:, rows, cols].set(upper).at[:, cols, rows].set(upper)
+    return upper[:, place]

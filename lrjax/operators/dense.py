@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrjax._checks import check_count, check_finite, check_real, check_shape, host_value
 from lrjax._pytree import pytree
@@ -25,8 +26,11 @@ def pack_symmetric(x: jax.Array) -> jax.Array:
 
 def unpack_symmetric(p: jax.Array, n: int) -> jax.Array:
     """The symmetric matrix whose upper triangle is `p`; the adjoint of `pack_symmetric` on symmetric matrices."""
-    rows, cols = jnp.triu_indices(n)
-    return jnp.zeros((n, n), p.dtype).at[rows, cols].set(p).at[cols, rows].set(p)
+    rows, cols = np.triu_indices(n)
+    place = np.zeros((n, n), np.int32)
+    place[rows, cols] = place[cols, rows] = np.arange(len(rows), dtype=np.int32)
+    # A gather: XLA writes a scatter one element at a time on a CPU.
+    return p[place]
 
 
 def combine_rows(rows: jax.Array, z: jax.Array) -> jax.Array:
@@ -154,4 +158,4 @@ def draw_gaussian_rows(key: jax.Array, m: int, shape: tuple[int, int], symmetric
         return jax.random.normal(key, (m, n1 * n2), dtype)
     rows, cols = jnp.triu_indices(n1)
     deviation = jnp.where(rows == cols, 1.0, math.sqrt(0.5)).astype(dtype)
-    return jax.random.normal(key, (m, n1 * (n1 + 1) // 2), dtype) * deviation
+    return jax.random.normal(key, (m, n1 * (n1 + 1) // 2), dtype) * deviation[None, :]

@@ -182,7 +182,7 @@ class AlternatingMinimization:
             # the floor falls with it. The low quantile stays clean up to 60 % outliers.
             typical = measured_quantile(jnp.abs(residual), problem.effective_weights(), 0.35)
             scale = jnp.sqrt(jnp.mean(problem.observed() ** 2))
-            floor = jax.lax.stop_gradient(jnp.maximum(typical / 2, jnp.finfo(scale.dtype).eps * scale))
+            floor = jnp.maximum(typical / 2, jnp.finfo(scale.dtype).eps * scale)
             weights = problem.weighted(problem.loss.reweight(residual, floor))
         if self.fresh_fraction is not None:
             fresh = jax.random.uniform(key, problem.y.shape, problem.y.dtype) < self.fresh_fraction

@@ -179,7 +179,7 @@ class GradientDescent:
         else:
             beta = self.rebalance_scale * jnp.sqrt(state.extra.unit)
         new_left = initial.keep_columns(beta * p, mask)
-        factors = Factors(new_left, matmul(right, qt.T) * (s / beta))
+        factors = Factors(new_left, matmul(right, qt.T) * (s / beta)[None, :])
         extra = _Extra(
             unit=state.extra.unit,
             gain=state.extra.gain,

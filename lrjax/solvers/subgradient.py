@@ -95,7 +95,7 @@ class SubgradientMethod:
         check_range("hidden_scale", self.hidden_scale, low=0, high=1)
         check_range("tolerance", self.tolerance, low=0)
         rule = self._rule(problem)
-        if hasattr(rule, "size"):
+        if hasattr(rule, "reference"):
             for name in ("value", "decay", "quantile"):
                 high = 1 if name in ("decay", "quantile") else None
                 check_range(f"step_size.{name}", getattr(rule, name, None), low=0, high=high)
@@ -107,7 +107,7 @@ class SubgradientMethod:
     def _rule(self, problem: Problem) -> Any:
         if self.step_size is None:
             return step_sizes.Geometric(decay=0.98) if problem.operator.entrywise else step_sizes.ResidualQuantile()
-        return self.step_size if hasattr(self.step_size, "size") else step_sizes.Constant(value=self.step_size)
+        return self.step_size if hasattr(self.step_size, "reference") else step_sizes.Constant(value=self.step_size)
 
     def _scales(self, problem: Problem) -> tuple[jax.Array, jax.Array]:
         """Scales of the clear directions, and of the hidden ones relative to them."""
@@ -145,7 +145,7 @@ class SubgradientMethod:
             if factors is None and self.check_budget and rule.value is not None:
                 budget_ok = rule.value >= needed
         if factors is None:
-            columns = scale * jnp.where(clear, 1, hidden)
+            columns = (scale * jnp.where(clear, 1, hidden))[None, :]
             factors = Factors(columns * start.left, columns * start.right)
         extra = _Extra(
             reference=reference,
