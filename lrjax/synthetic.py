@@ -298,7 +298,8 @@ def sampled_entries(
     codes = np.empty(0, np.int64)
     while len(codes) < count:
         more = draw(n1, count) * n2 + draw(n2, count)
-        codes = np.unique(np.concatenate([codes, more]))
+        codes = np.sort(np.concatenate([codes, more]))
+        codes = codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
     codes = rng.permutation(codes)[:count]
     rows, cols = (codes // n2).astype(np.int32), (codes % n2).astype(np.int32)
     values = np.concatenate(

@@ -31,15 +31,15 @@ def _eliminate(gram: jax.Array, rhs: jax.Array) -> jax.Array:
     """Right-looking Cholesky with the batch axis last: `gram` is `(k, k, n)`, `rhs` `(k, n)`."""
     columns = []
     while gram.shape[0]:
-        inverse_pivot = 1 / jnp.sqrt(gram[0, 0])
-        column, y = gram[1:, 0] * inverse_pivot, rhs[0] * inverse_pivot
+        inverse_pivot = 1 / jnp.sqrt(gram[:1, 0])
+        column, y = gram[1:, 0] * inverse_pivot, rhs[:1] * inverse_pivot
         columns.append((column, y, inverse_pivot))
         gram = gram[1:, 1:] - column[:, None] * column[None, :]
         rhs = rhs[1:] - column * y
     solution = rhs
     for column, y, inverse_pivot in reversed(columns):
-        x = (y - jnp.sum(column * solution, axis=0)) * inverse_pivot
-        solution = jnp.concatenate([x[None], solution])
+        x = (y - jnp.sum(column * solution, axis=0, keepdims=True)) * inverse_pivot
+        solution = jnp.concatenate([x, solution])
     return solution
 
 
@@ -63,9 +63,9 @@ def guard_ridge(gram: jax.Array, count: jax.Array, ridge: jax.Array, mask: jax.A
     relative = jnp.where(count.astype(gram.dtype) < in_use, 0.1, 4 * k * jnp.finfo(gram.dtype).eps).astype(gram.dtype)
     shift = ridge + relative * diagonal / in_use
     shift = jnp.where(diagonal + ridge > 0, shift, jnp.ones_like(shift))
-    eye = jnp.eye(k, dtype=gram.dtype)
+    eye = jnp.eye(k, dtype=gram.dtype)[None]
     guarded = gram + shift[:, None, None] * eye
-    return guarded if mask is None else guarded + jnp.diag(1 - mask)
+    return guarded if mask is None else guarded + jnp.diag(1 - mask)[None]
 
 
 def masked_gram(weights: jax.Array, factor: jax.Array) -> jax.Array:
