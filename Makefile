@@ -38,7 +38,8 @@ docs: $(STAMPS)/docs
 	@echo "open docs/_build/html/index.html"
 
 bench: $(STAMPS)/bench
-	$(BIN)/python -m pytest benchmarks -n 0
+	$(BIN)/python benchmarks/bench_completion.py
+	$(BIN)/python benchmarks/bench_sweep.py
 
 clean:
 	rm -rf "$(VENV)" docs/_build docs/gallery

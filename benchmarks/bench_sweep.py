@@ -67,7 +67,9 @@ def main():
 
     begun = time.perf_counter()
     compiled = sweep.lower(keys).compile()
-    print(f"lrjax: one compile, {time.perf_counter() - begun:.1f} s, {len(jax.devices())} {jax.devices()[0].device_kind}")
+    print(
+        f"lrjax: one compile, {time.perf_counter() - begun:.1f} s, {len(jax.devices())} {jax.devices()[0].device_kind}"
+    )
     times, errors = [], None
     for _ in range(given.repeats):
         begun = time.perf_counter()
