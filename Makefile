@@ -16,7 +16,7 @@ help:
 	@echo "make test       the tests; make test-slow for those that take minutes"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the documentation, into docs/_build/html"
-	@echo "make bench      benchmarks against other libraries"
+	@echo "make bench      the benchmarks"
 	@echo "make clean      remove the virtual environment and everything built"
 
 demo: $(STAMPS)/demo

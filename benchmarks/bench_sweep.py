@@ -37,7 +37,6 @@ def main():
     os.environ.update(OPENBLAS_NUM_THREADS="1", PJRT_NPROC="16", NPROC="16")
 
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     import lrjax as lr

@@ -19,9 +19,10 @@ MAX_BYTES = 8 * 2**30
 def pack_symmetric(x: jax.Array) -> jax.Array:
     """`p` with `<A, x> = packed_rows(A) @ p` for symmetric `A`: the upper triangle of `x + x.T`, diagonal of `x`."""
     n = x.shape[0]
-    rows, cols = jnp.triu_indices(n)
+    # NumPy's indices are constants; JAX's would be found again at every step.
+    rows, cols = np.triu_indices(n)
     both = x + x.T
-    return jnp.where(rows == cols, 0.5, 1.0).astype(x.dtype) * both[rows, cols]
+    return jnp.asarray(np.where(rows == cols, 0.5, 1.0), x.dtype) * both[rows, cols]
 
 
 def unpack_symmetric(p: jax.Array, n: int) -> jax.Array:
@@ -31,11 +32,6 @@ def unpack_symmetric(p: jax.Array, n: int) -> jax.Array:
     place[rows, cols] = place[cols, rows] = np.arange(len(rows), dtype=np.int32)
     # A gather: XLA writes a scatter one element at a time on a CPU.
     return p[place]
-
-
-def combine_rows(rows: jax.Array, z: jax.Array) -> jax.Array:
-    """`z @ rows`. The broadcast form runs at memory speed on a CPU, where XLA's vector-matrix product does not."""
-    return jnp.sum(z[:, None] * rows, axis=0)
 
 
 @pytree
@@ -84,7 +80,7 @@ class DenseEnsemble(Operator):
             raise ValueError(f"symmetric=True needs square matrices; got shape {a.shape}")
         if (host := host_value(a)) is not None and not (host == host.swapaxes(1, 2)).all():
             raise ValueError("symmetric=True, but some matrices differ from their transpose; pass (a + a^T) / 2")
-        upper = jnp.triu_indices(n1)
+        upper = np.triu_indices(n1)
         return DenseEnsemble(rows=a[:, upper[0], upper[1]], matrix_shape=(n1, n1), symmetric=True)
 
     @staticmethod
@@ -139,7 +135,7 @@ class DenseEnsemble(Operator):
         return matmul(self.rows, pack_symmetric(x) if self.symmetric else x.reshape(-1))
 
     def adjoint(self, z: jax.Array) -> jax.Array:
-        combined = combine_rows(self.rows, z)
+        combined = matmul(z, self.rows)
         if self.symmetric:
             return unpack_symmetric(combined, self.shape[0])
         return combined.reshape(self.shape)
@@ -156,6 +152,6 @@ def draw_gaussian_rows(key: jax.Array, m: int, shape: tuple[int, int], symmetric
     n1, n2 = shape
     if not symmetric:
         return jax.random.normal(key, (m, n1 * n2), dtype)
-    rows, cols = jnp.triu_indices(n1)
-    deviation = jnp.where(rows == cols, 1.0, math.sqrt(0.5)).astype(dtype)
+    rows, cols = np.triu_indices(n1)
+    deviation = jnp.asarray(np.where(rows == cols, 1.0, math.sqrt(0.5)), dtype)
     return jax.random.normal(key, (m, n1 * (n1 + 1) // 2), dtype) * deviation[None, :]

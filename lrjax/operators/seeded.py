@@ -9,7 +9,7 @@ from lrjax._checks import check_count, check_key, check_shape
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
-from lrjax.operators.dense import combine_rows, draw_gaussian_rows, pack_symmetric, unpack_symmetric
+from lrjax.operators.dense import draw_gaussian_rows, pack_symmetric, unpack_symmetric
 
 
 @pytree
@@ -112,7 +112,7 @@ class SeededGaussianEnsemble(Operator):
     def adjoint(self, z: jax.Array) -> jax.Array:
         padded = jnp.pad(z * self.scale, (0, self.num_blocks * self.block_size - self.count))
         blocks = padded.reshape(self.num_blocks, self.block_size)
-        add = jax.checkpoint(lambda index, weights: combine_rows(self._block(index), weights))
+        add = jax.checkpoint(lambda index, weights: matmul(weights, self._block(index)))
 
         def body(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             return total + add(*block), None
