@@ -60,7 +60,7 @@ class Completion:
         for name, index, n in (("rows", rows, self.factors.shape[0]), ("cols", cols, self.factors.shape[1])):
             if index.size and not (0 <= index.min() and index.max() < n):
                 raise ValueError(f"{name} must lie in [0, {n}); got values from {index.min()} to {index.max()}")
-        return _predict(self.factors, self.offset, self.row_bias, self.col_bias, rows, cols)
+        return _predict(self.factors, (self.offset, self.row_bias, self.col_bias), rows, cols)
 
 
 @jax.jit
@@ -68,9 +68,9 @@ def _block_of_entries(factors, offset, row_bias, col_bias, rows, cols):
     return offset + row_bias[rows] + col_bias[cols] + factors.entries(rows, cols)
 
 
-def _predict(factors, offset, row_bias, col_bias, rows, cols):
+def _predict(factors: Factors, biases: tuple[Any, Any, Any], rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     blocks = [
-        np.asarray(_block_of_entries(factors, offset, row_bias, col_bias, *part))
+        np.asarray(_block_of_entries(factors, *biases, *part))
         for start in range(0, rows.size, PREDICT_BLOCK)
         for part in [(rows.ravel()[start : start + PREDICT_BLOCK], cols.ravel()[start : start + PREDICT_BLOCK])]
     ]
@@ -172,8 +172,8 @@ def complete(
     else:
         solution = solve(problem, solver, key_solve, num_steps=num_steps)
 
-    parts = tuple(jnp.asarray(x) for x in (offset, row_bias, col_bias))
-    fit = _predict(solution.factors, *parts, host_rows, host_cols)
+    parts = (jnp.asarray(offset), jnp.asarray(row_bias), jnp.asarray(col_bias))
+    fit = _predict(solution.factors, parts, host_rows, host_cols)
     blank = Factors(jnp.zeros((shape[0], 1), y.dtype), jnp.zeros((shape[1], 1), y.dtype))
     return Completion(
         factors=solution.factors,
@@ -182,8 +182,8 @@ def complete(
         col_bias=parts[2],
         solution=solution,
         train_rmse=_rmse(fit, np.asarray(y)),
-        holdout_rmse=_rmse(_predict(solution.factors, *parts, rows[held], cols[held]), values[held]),
-        baseline_rmse=_rmse(_predict(blank, *baseline, rows[held], cols[held]), values[held]),
+        holdout_rmse=_rmse(_predict(solution.factors, parts, rows[held], cols[held]), values[held]),
+        baseline_rmse=_rmse(_predict(blank, baseline, rows[held], cols[held]), values[held]),
         rows_short=operator.by_row.count < rank,
         cols_short=operator.by_col.count < rank,
     )
@@ -205,7 +205,7 @@ def _biases(operator, y, weights, shrinkage: float = 10.0, sweeps: int = 10):
     for _ in range(sweeps):
         row_bias = np.bincount(rows, w * (y - offset - col_bias[cols]), n1) / row_weight
         col_bias = np.bincount(cols, w * (y - offset - row_bias[rows]), n2) / col_weight
-    return tuple(np.asarray(x, y.dtype) for x in (offset, row_bias, col_bias))
+    return np.asarray(offset, y.dtype), np.asarray(row_bias, y.dtype), np.asarray(col_bias, y.dtype)
 
 
 def _with_bar(problem: Problem, solver: Any, key: jax.Array, num_steps: int) -> Solution:
