@@ -145,6 +145,8 @@ def complete(
         )
     rows, cols, values = np.asarray(rows), np.asarray(cols), np.asarray(values)
     check_real("values", values)
+    if not (rows.shape == cols.shape == values.shape):
+        raise ValueError(f"rows, cols and values must have one length; got {rows.shape}, {cols.shape}, {values.shape}")
     weights = None if weights is None else np.asarray(weights).astype(values.dtype)
     if weights is not None and weights.shape != values.shape:
         raise ValueError(f"weights must have the shape of values, {values.shape}; got {weights.shape}")

@@ -158,7 +158,10 @@ def _prepare(problem, solver, key, num_steps, record_every, init, truth):
             if left is not None and right is not None and not np.array_equal(left, right):
                 raise ValueError("a symmetric solver needs init with equal left and right factors")
     if truth is not None:
-        truth = truth if isinstance(truth, Factors) else as_factors(jnp.asarray(truth, dtype))
+        if not isinstance(truth, Factors):
+            if jnp.shape(truth) != problem.shape:
+                raise ValueError(f"truth must be Factors or have shape {problem.shape}; got {jnp.shape(truth)}")
+            truth = as_factors(jnp.asarray(truth, dtype))
         truth = _check_factors("truth", truth, problem, dtype)
     return problem, cast_floats(solver, dtype), init, truth
 

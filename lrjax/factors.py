@@ -71,8 +71,8 @@ class Factors:
 
     def truncate(self, rank: int) -> "Factors":
         """The best rank-`rank` approximation, as balanced factors of `rank` columns."""
-        if not 0 < rank <= self.max_rank:
-            raise ValueError(f"rank must lie in 1..{self.max_rank} (the columns of the factors); got {rank}")
+        if not hasattr(rank, "__index__") or not 0 < rank <= self.max_rank:
+            raise ValueError(f"rank must be an integer in 1..{self.max_rank}, the columns of the factors; got {rank!r}")
         u, s, v = self.svd()
         scale = jnp.sqrt(s[:rank])[None, :]
         return Factors(u[:, :rank] * scale, v[:, :rank] * scale)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import losses
-from lrjax._checks import check_finite, check_real, host_value
+from lrjax._checks import check_finite, check_range, check_real, host_value
 from lrjax._pytree import positional_pytree
 from lrjax.factors import Factors
 
@@ -109,12 +109,17 @@ class Problem:
             out = jax.eval_shape(self.operator.forward, one(n1), one(n2))
         if out.dtype != dtype:
             raise ValueError(f"operator and y must share one dtype; the operator maps {dtype} factors to {out.dtype}")
+        for leaf in jax.tree.leaves(self.operator):
+            own = getattr(leaf, "dtype", dtype)
+            if jnp.issubdtype(own, jnp.floating) and own != dtype:
+                raise ValueError(f"operator and y must share one dtype; the operator holds {own}, y is {dtype}")
         for name in ("value", "gradient", "reweight"):
-            if not callable(getattr(self.loss, name, None)):
+            if isinstance(self.loss, type) or not callable(getattr(self.loss, name, None)):
                 raise ValueError(
                     "loss must be one of lrjax.losses (Squared(), Absolute(), Huber(delta)) or an object with value, "
                     f"gradient and reweight; got {self.loss!r}"
                 )
+        check_range("loss.delta", getattr(self.loss, "delta", None), low=0, open_low=True)
         if self.weights is not None:
             check_real("weights", self.weights)
             if jnp.shape(self.weights) != (m,):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import losses
-from lrjax._checks import check_choice, check_count, check_range, check_shape
+from lrjax._checks import check_choice, check_count, check_key, check_range, check_shape
 from lrjax.factors import Factors
 from lrjax.operators import DenseEnsemble, EntryMask, SampledEntries
 from lrjax.problem import Problem
@@ -47,6 +47,7 @@ def low_rank(
             Gaussian matrix is scaled by `1 + c/(1-c) n / (i+1)`.
         dtype: float32 or float64; default JAX's current default.
     """
+    check_key(key)
     n1, n2 = check_shape(shape)
     r = check_count("rank", rank)
     if r > min(n1, n2):
@@ -93,6 +94,7 @@ def corrupt(
     Returns:
         The measurements, and booleans that are true where they were corrupted.
     """
+    check_key(key)
     check_choice("kind", kind, CORRUPTIONS)
     check_range("corruption", corruption, low=0, high=1)
     check_range("noise", noise, low=0)
@@ -132,6 +134,10 @@ def from_truth(
     The loss is the absolute one if `corruption` is given (even as zero), else the squared one, unless `loss` says
     otherwise.
     """
+    if not isinstance(truth, Factors) or truth.shape != operator.shape:
+        raise ValueError(
+            f"truth must be Factors of shape {operator.shape}; got {type(truth).__name__} {getattr(truth, 'shape', '')}"
+        )
     clean = operator.forward(truth.left, truth.right)
     fraction = 0.0 if corruption is None else corruption
     y, _ = corrupt(key, clean, noise=noise, corruption=fraction, corruption_scale=corruption_scale, kind=kind)
@@ -164,6 +170,7 @@ def matrix_sensing(
         >>> problem.y.shape, truth.shape
         ((60,), (6, 5))
     """
+    check_key(key)
     dtype = _default_dtype(dtype)
     key_truth, key_operator, key_noise = jax.random.split(key, 3)
     truth = low_rank(key_truth, shape, rank, condition_number=condition_number, symmetric=symmetric, dtype=dtype)
@@ -219,6 +226,7 @@ def matrix_completion(
         loss: see `from_truth`.
         dtype: float32 or float64; default JAX's current default.
     """
+    check_key(key)
     n1, n2 = check_shape(shape)
     dtype = _default_dtype(dtype)
     check_choice("sampling", sampling, SAMPLINGS)
@@ -282,9 +290,11 @@ def sampled_entries(
     Returns:
         `rows` and `cols`, int32, and `values`, in random order.
     """
+    check_key(key)
     n1, n2 = truth.shape
     count = check_count("num_entries", num_entries)
     check_choice("sampling", sampling, SAMPLINGS)
+    check_range("noise", noise, low=0)
     if count > n1 * n2 // 2:
         raise ValueError(f"num_entries must be at most half of the {n1 * n2} entries; got {count}")
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))).tolist())
@@ -322,6 +332,7 @@ def large_completion(
     dtype: Any = None,
 ) -> tuple[Problem, Factors]:
     """Entries of a large planted matrix on `SampledEntries`; built on the host, not traceable."""
+    check_key(key)
     n1, n2 = check_shape(shape)
     key_truth, key_entries = jax.random.split(key)
     truth = low_rank(key_truth, shape, rank, condition_number=condition_number, dtype=_default_dtype(dtype))

@@ -1,0 +1,1 @@
+"""Linear algebra that several parts share: batched row solves, Krylov methods, truncated singular values."""

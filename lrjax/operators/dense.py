@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_finite, check_real, check_shape, host_value
+from lrjax._checks import check_count, check_finite, check_key, check_real, check_shape, host_value
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
@@ -105,6 +105,7 @@ class DenseEnsemble(Operator):
             scale: standard deviation of an entry; `1 / sqrt(m)` makes the map a near-isometry.
             dtype: float32 or float64; default JAX's current default.
         """
+        check_key(key)
         n1, n2 = check_shape(shape)
         m = check_count("num_measurements", num_measurements)
         dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_finite, check_real, check_shape
+from lrjax._checks import check_count, check_finite, check_key, check_real, check_shape
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
@@ -60,6 +60,7 @@ class RankOneMeasurements(Operator):
         dtype: Any = None,
     ) -> "RankOneMeasurements":
         """Draws standard normal vectors, the same on both sides when `symmetric`."""
+        check_key(key)
         n1, n2 = check_shape(shape)
         m = check_count("num_measurements", num_measurements)
         dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))

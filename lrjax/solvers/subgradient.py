@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrjax import initial, losses, status, step_sizes
 from lrjax._checks import check_range
@@ -94,13 +95,14 @@ class SubgradientMethod:
         check_range("initial_scale", self.initial_scale, low=0, open_low=True)
         check_range("hidden_scale", self.hidden_scale, low=0, high=1)
         check_range("tolerance", self.tolerance, low=0)
-        rule = self._rule(problem)
+        rule = self.step_size
+        if isinstance(rule, (type, str, bytes)) or np.ndim(rule) != 0:
+            raise ValueError(f"step_size must be a rule of lrjax.step_sizes or a number; got {rule!r}")
+        # An array, even of one number, has a `size` too, but no `reference`.
         if hasattr(rule, "reference"):
-            for name in ("value", "decay", "quantile"):
+            for name in ("value", "decay", "quantile", "power", "optimum"):
                 high = 1 if name in ("decay", "quantile") else None
                 check_range(f"step_size.{name}", getattr(rule, name, None), low=0, high=high)
-        elif isinstance(rule, (str, bytes)) or jnp.shape(rule) != ():
-            raise ValueError(f"step_size must be a rule of lrjax.step_sizes or a number; got {rule!r}")
         else:
             check_range("step_size", rule, low=0, open_low=True)
 

@@ -92,7 +92,7 @@ class Averaged:
     def check(self, problem: Problem) -> None:
         """Checks the inner solver and `decay`."""
         _check_inner(problem, self.solver)
-        check_range("decay", self.decay, low=0, high=1)
+        check_range("decay", self.decay, low=0, high=1 - 1e-12)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> WrappedState:
         """The inner start."""
