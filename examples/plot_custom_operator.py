@@ -35,6 +35,7 @@ class CosineCoefficients(lr.operators.Operator):
     def num_measurements(self):
         return self.rows.shape[0]
 
+    @jax.jit  # a solve is compiled as a whole; this is for the calls from outside one
     def forward(self, left, right):
         left, right = (jax.scipy.fft.dct(factor, axis=0, norm="ortho") for factor in (left, right))
         return jnp.sum(left[self.rows] * right[self.cols], axis=1)
