@@ -62,7 +62,7 @@ def run(num_steps=4000):
 
 # %%
 # On a logarithmic error axis a linear rate is a straight line. The dashed line is the law of the tied factors with its
-# constant, :math:`\\sqrt{k - r} \\, / \\, (2 \\eta t)`: each surplus column shrinks like :math:`1/(2 \\eta t)`.
+# constant, :math:`\sqrt{k - r} \, / \, (2 \eta t)`: each surplus column shrinks like :math:`1/(2 \eta t)`.
 
 
 def draw(solutions):
