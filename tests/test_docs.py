@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import jax
 import matplotlib.pyplot as plt
 import pytest
 
@@ -44,4 +45,5 @@ def test_snippets_run(page, front_page):
     elif page == "sharding":
         assert namespace["errors"].max() < 1e-4
     elif page == "debugging":
-        assert lr.metrics.relative_error(namespace["solution"].factors, namespace["truth"]) < 1e-10
+        with jax.enable_x64(True):
+            assert lr.metrics.relative_error(namespace["solution"].factors, namespace["truth"]) < 1e-10
