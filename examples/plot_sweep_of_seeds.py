@@ -48,7 +48,7 @@ def trial(key, corruption, num_measurements, num_steps):
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
-def success_rates(key, num_steps=300):
+def success_rates(key, num_steps=150):
     """Success rates, ``(measurements, corruptions)``."""
     keys = jax.random.split(key, NUM_SEEDS)
     grid = jnp.meshgrid(jnp.arange(NUM_SEEDS), MEASUREMENTS, CORRUPTIONS, indexing="ij")
@@ -63,7 +63,7 @@ def largest_borne(rates):
     return float(CORRUPTIONS[np.flatnonzero(np.asarray(rates)[-1] == 1).max(initial=0)])
 
 
-def run(num_steps=300):
+def run(num_steps=150):
     """The largest corruption at which every seed is recovered with the most measurements."""
     return largest_borne(success_rates(jax.random.key(0), num_steps=num_steps))
 
