@@ -38,6 +38,7 @@ if any(Path(__file__).parent.parent.glob("examples/plot_*.py")):
         "abort_on_example_error": True,
         "download_all_examples": False,
         "show_memory": False,
+        "write_computation_times": False,
         "remove_config_comments": True,
     }
 else:
