@@ -36,8 +36,7 @@ def trial(key, corruption, num_measurements, num_steps):
     )
     kept = (jnp.arange(MOST) < num_measurements).astype(problem.y.dtype)
     problem = lr.Problem(problem.operator, problem.y, weights=kept, loss=problem.loss)
-    rule = lr.step_sizes.ResidualQuantile(value=0.3)
-    solver = lr.SubgradientMethod(max_rank=N, symmetric=True, step_size=rule)
+    solver = lr.SubgradientMethod(max_rank=N, symmetric=True)
     solution = lr.solve(problem, solver, key_solve, num_steps=num_steps, record_every=num_steps)
     return lr.metrics.success(solution.factors, truth, tolerance=1e-3)
 

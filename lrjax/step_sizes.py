@@ -128,10 +128,11 @@ class ResidualQuantile:
     Needs neither the optimum nor the corruption level, as long as the corrupted fraction stays well below
     `1 - quantile`; the quantile then measures the misfit of clean measurements, so the step shrinks in
     proportion to the error and convergence is linear at exact rank. The median (`quantile=0.5`) tolerates less
-    than half; the default leaves room for 50 %. Costs a sort of the residuals per step.
+    than half; the default leaves room for 50 %. A `value` of 0.5 is half again as fast where measurements abound, and
+    oscillates for ever where they are few. Costs a sort of the residuals per step.
     """
 
-    value: float | jax.Array = 0.5
+    value: float | jax.Array = 0.3
     quantile: float | jax.Array = 0.35
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:

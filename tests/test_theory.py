@@ -285,7 +285,7 @@ def test_full_search_rank_recovers_under_gross_corruption(n, corrupted):
             key_problem, shape=(n, n), rank=3, num_measurements=60 * n, symmetric=True, corruption=corruption
         )
         solver = lr.SubgradientMethod(max_rank=n, symmetric=True, initial_scale=1e-5)
-        robust = lr.solve(problem, solver, key_solve, num_steps=250, record_every=250, truth=truth)
+        robust = lr.solve(problem, solver, key_solve, num_steps=400, record_every=400, truth=truth)
         squared = lr.Problem(problem.operator, problem.y, loss=lr.losses.Squared())
         descent = lr.GradientDescent(max_rank=n, symmetric=True)
         plain = lr.solve(squared, descent, key_solve, num_steps=80, record_every=80, truth=truth)

@@ -32,7 +32,8 @@ class SubgradientMethod:
 
     `D = A*(sign(A(X) - y)) / m`; symmetric: `U <- U - eta (D + D^T) U` with `X = U U^T`; asymmetric:
     `L <- L - eta D R`, `R <- R - eta D^T L`, both at once. Recovers exactly under gross corruption of up to about
-    half of the measurements, without knowing the rank: `max_rank` may be anything up to n. At the exact rank
+    half of the measurements, without knowing the rank: on general measurements `max_rank` may be anything up to n (on
+    entries it must be the rank: nothing there holds surplus columns down). At the exact rank
     convergence is linear; over-specified, the error ends at a floor proportional to `initial_scale`.
 
     Units: with `relative=True` (default) a step of size 1 means `1 / g`, `g` the root-mean-square gain of one
