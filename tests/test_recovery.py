@@ -105,7 +105,8 @@ def scaled(operator, symmetric=False, max_rank=None, **changes):
 AltMin = lr.AlternatingMinimization
 CLEAN = [
     altmin("dense", condition=10.0),
-    altmin("seeded", rank=1, condition=1.0),
+    # The ensemble is drawn again in each conjugate gradient step of each half: long to compile.
+    pytest.param(altmin("seeded", rank=1, condition=1.0), marks=pytest.mark.slow),
     altmin("mask", condition=10.0),
     altmin("sampled"),
     altmin("rank_one"),
@@ -180,7 +181,7 @@ def subgradient(operator, symmetric=False, max_rank=None, **changes):
 ROBUST = [
     subgradient("dense"),
     subgradient("dense", symmetric=True),
-    subgradient("seeded", symmetric=True, rank=1, condition=1.0, num_steps=500),
+    pytest.param(subgradient("seeded", symmetric=True, rank=1, condition=1.0, num_steps=500), marks=pytest.mark.slow),
     subgradient("rank_one"),
     subgradient("identity", num_steps=2000, tolerance=1e-10),
     # Over-specified: the error ends at a floor set by the square of the start, not at rounding.
