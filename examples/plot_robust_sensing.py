@@ -19,7 +19,7 @@ N = 30
 # One problem, two losses. Changing the loss keeps the operator and the measurements.
 
 
-def compare(num_steps=160):
+def compare(num_steps=260):
     """Solutions of the subgradient method and of gradient descent on the squared loss, both with ``max_rank = n``."""
     key_problem, key_solve = jax.random.split(jax.random.key(0))
     robust, truth = lr.synthetic.matrix_sensing(
@@ -48,7 +48,7 @@ def final_errors(solutions):
     return [float(solution.trace["relative_error"][-1]) for solution in solutions.values()]
 
 
-def run(num_steps=160):
+def run(num_steps=260):
     """The relative error of the subgradient method."""
     return final_errors(compare(num_steps))[0]
 

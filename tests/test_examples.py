@@ -59,8 +59,8 @@ def test_quickstart():
 
 def test_robust_sensing():
     example = load("plot_robust_sensing")
-    assert example.run(num_steps=120) < 1e-5
-    solutions = example.compare(num_steps=120)
+    assert example.run(num_steps=220) < 1e-5
+    solutions = example.compare(num_steps=220)
     assert example.final_errors(solutions)[1] > 0.5  # the squared loss
     example.draw(solutions)
     assert_one_labelled_figure()
