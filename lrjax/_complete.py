@@ -1,5 +1,6 @@
 """`complete`: entries of a matrix in, factors and predictions out."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,13 +11,19 @@ from tqdm import tqdm
 from lrjax._checks import check_count, check_key, check_range, check_real, check_shape
 from lrjax._pytree import pytree
 from lrjax._solve import Solution, iterate, solve
-from lrjax.factors import Factors
+from lrjax.factors import Factors, matmul
 from lrjax.operators import SampledEntries
 from lrjax.problem import Problem
 from lrjax.solvers import AlternatingMinimization
 
 # Rows predicted at a time: 2^20 pairs of factor rows of rank 20 are 160 MB of float32.
 PREDICT_BLOCK = 2**20
+
+# Fraction of the entries that a member of an ensemble is refitted to.
+KEPT = 0.8
+
+# Sweeps without a better held-out error after which early stopping gives up.
+PATIENCE = 5
 
 
 @pytree
@@ -35,6 +42,9 @@ class Completion:
         rows_short: `(n1,)` booleans: fewer training entries than the rank, so the row is not determined by the data
             alone (empty ones are predicted by the offset and the column's bias).
         cols_short: `(n2,)`, the same for columns.
+        seen: the training entries, as the operator of the solve.
+        members: factors of the refits of an ensemble (offsets that were fitted jointly included), with a leading
+            axis; `None` without one.
     """
 
     factors: Factors
@@ -47,6 +57,8 @@ class Completion:
     baseline_rmse: jax.Array
     rows_short: jax.Array
     cols_short: jax.Array
+    seen: SampledEntries
+    members: Factors | None = None
 
     def predict(self, rows: Any, cols: Any) -> np.ndarray:
         """Predicted values of the entries `(rows[i], cols[i])`.
@@ -54,13 +66,85 @@ class Completion:
         Raises:
             ValueError: `rows` and `cols` differ in shape or leave the matrix.
         """
+        rows, cols = self._check_entries(rows, cols)
+        return _predict(self.factors, (self.offset, self.row_bias, self.col_bias), rows, cols)
+
+    def uncertainty(self, rows: Any, cols: Any) -> np.ndarray:
+        """Standard error of the predictions of the entries `(rows[i], cols[i])`, from the ensemble.
+
+        What the noise of the sampled entries does to the prediction; neither the noise of a new measurement nor the
+        bias of too low a rank or of the ridge is in it.
+
+        Raises:
+            ValueError: there is no ensemble, or a bad index.
+
+        Source: the delete-d jackknife (Shao and Wu 1989): refits that keep a fraction `f` of the data vary
+        `sqrt((1 - f) / f)` times as much as refits to new data would.
+        """
+        if self.members is None:
+            raise ValueError("uncertainty needs refits: call complete(..., ensemble=16)")
+        rows, cols = self._check_entries(rows, cols)
+        # Offsets that are the same in every member do not enter a standard deviation.
+        biases = jax.tree.map(jnp.zeros_like, (self.offset, self.row_bias, self.col_bias))
+        count = self.members.left.shape[0]
+        fits = [_predict(jax.tree.map(lambda x, i=i: x[i], self.members), biases, rows, cols) for i in range(count)]
+        return np.std(fits, axis=0, ddof=1) * np.sqrt(KEPT / (1 - KEPT))
+
+    def recommend(self, rows: Any, count: int, *, include_seen: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The columns with the largest predictions in each of the given rows, without forming the matrix.
+
+        Args:
+            rows: `(q,)` rows.
+            count: columns per row, at most `n2`.
+            include_seen: also recommend entries of the training data.
+
+        Returns:
+            `cols (q, count)` and `values (q, count)`, best first; where a row has fewer than `count` unseen columns,
+            the rest is column -1 with value `-inf`.
+
+        Raises:
+            ValueError: a bad index or count.
+
+        Cost `q n2 k` multiply-adds and a partial sort of each row, a few thousand rows at a time.
+        """
+        rows, _ = self._check_entries(rows, np.zeros_like(rows))
+        check_count("count", count)
+        n2 = self.factors.shape[1]
+        if rows.ndim != 1 or count > n2:
+            raise ValueError(f"rows must be one-dimensional and count at most {n2}; got {rows.shape} and {count}")
+        seen_rows, seen_cols = np.asarray(self.seen.rows), np.asarray(self.seen.cols)
+        size = max(1, PREDICT_BLOCK // n2)
+        found = []
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            hidden = [np.empty((2, 0), np.int64)]
+            if not include_seen:
+                # The entries are sorted by row.
+                low, high = np.searchsorted(seen_rows, part), np.searchsorted(seen_rows, part, side="right")
+                hidden = [
+                    np.stack([np.full(b - a, i), seen_cols[a:b]])
+                    for i, (a, b) in enumerate(zip(low, high, strict=True))
+                ]
+            where = np.concatenate(hidden, axis=1)
+            scores = _scores(self.factors, self.offset, self.row_bias, self.col_bias, part)
+            scores = scores.at[tuple(where)].set(-jnp.inf)
+            found.append(jax.tree.map(np.asarray, jax.lax.top_k(scores, count)))
+        values, cols = (np.concatenate([f[i] for f in found]) for i in (0, 1))
+        return np.where(np.isneginf(values), -1, cols), values
+
+    def _check_entries(self, rows: Any, cols: Any) -> tuple[np.ndarray, np.ndarray]:
         rows, cols = np.asarray(rows), np.asarray(cols)
         if rows.shape != cols.shape:
             raise ValueError(f"rows and cols must have one shape; got {rows.shape} and {cols.shape}")
         for name, index, n in (("rows", rows, self.factors.shape[0]), ("cols", cols, self.factors.shape[1])):
             if index.size and not (0 <= index.min() and index.max() < n):
                 raise ValueError(f"{name} must lie in [0, {n}); got values from {index.min()} to {index.max()}")
-        return _predict(self.factors, (self.offset, self.row_bias, self.col_bias), rows, cols)
+        return rows, cols
+
+
+@jax.jit
+def _scores(factors, offset, row_bias, col_bias, rows):
+    return offset + row_bias[rows][:, None] + col_bias[None, :] + matmul(factors.left[rows], factors.right.T)
 
 
 @jax.jit
@@ -90,6 +174,10 @@ def complete(
     ridge: float = 0.0,
     biases: bool = False,
     holdout: float = 0.0,
+    early_stopping: bool = False,
+    ensemble: int = 0,
+    ridge_by_count: bool = False,
+    nonnegative: bool = False,
     weights: Any = None,
     duplicates: str = "refuse",
     progress: bool = False,
@@ -110,8 +198,15 @@ def complete(
             factors if `ridge` is positive. Give `ridge` or `solver`, not both.
         num_steps: steps at most; the solve stops by itself once it has converged.
         ridge: penalty `ridge (||left||_F^2 + ||right||_F^2)`.
-        biases: subtract the mean and shrunk row and column means first, and add them back in predictions.
+        biases: fit an offset of every row and column too, jointly with the factors and under the same ridge, after
+            the mean is taken out. With a `solver` of your own, shrunk row and column means are subtracted first.
         holdout: fraction of the entries to hold out, to measure `holdout_rmse` and `baseline_rmse`.
+        early_stopping: return the step with the least held-out error, and stop five steps after it; needs `holdout`.
+        ensemble: number of refits to a random 80 % of the entries each, from the solution, in one compiled map; at
+            least 2. They give `Completion.uncertainty`, at the cost of as many solves. 0 for none.
+        ridge_by_count: multiply the ridge by the number of entries of each row (or column); then 0.05 to 0.2 suits
+            ratings of 1 to 5.
+        nonnegative: keep both factors nonnegative; not with `biases`.
         weights: `(m,)` nonnegative weights of the entries; cannot be combined with merged duplicates.
         duplicates: `"refuse"`, `"sum"` or `"mean"` of entries given more than once.
         progress: show a progress bar (runs one compiled step at a time instead of all at once).
@@ -136,11 +231,28 @@ def complete(
     check_count("rank", rank)
     check_range("ridge", ridge, low=0)
     check_range("holdout", holdout, low=0, high=0.9)
+    check_count("ensemble", ensemble, minimum=0)
+    if ensemble == 1:
+        raise ValueError("ensemble must be 0 or at least 2 refits, or they have no spread; got 1")
+    if early_stopping and holdout == 0:
+        raise ValueError("early_stopping=True needs held-out entries; got holdout=0. Try holdout=0.1")
+    if nonnegative and biases:
+        raise ValueError("nonnegative=True cannot be combined with biases=True: what is left after them has both signs")
     if solver is None:
-        solver = AlternatingMinimization(max_rank=rank, ridge=float(ridge), orthonormalize=ridge == 0)
-    elif ridge != 0 or getattr(solver, "max_rank", rank) != rank:
+        penalised = ridge != 0 or nonnegative
+        solver = AlternatingMinimization(
+            max_rank=rank,
+            ridge=float(ridge),
+            orthonormalize=not penalised,
+            ridge_by_count=ridge_by_count,
+            nonnegative=nonnegative,
+        )
+        if biases:
+            solver = dataclasses.replace(solver, max_rank=rank + 2, biases=True, orthonormalize=False)
+    elif ridge != 0 or ridge_by_count or nonnegative or getattr(solver, "max_rank", rank) != rank:
         raise ValueError(
-            f"give ridge to the solver itself, and a solver of max_rank={rank}; got ridge={ridge!r} and "
+            "give ridge, ridge_by_count and nonnegative to the solver itself, and a solver of "
+            f"max_rank={rank}; got ridge={ridge!r}, ridge_by_count={ridge_by_count}, nonnegative={nonnegative} and "
             f"max_rank={getattr(solver, 'max_rank', None)}"
         )
     rows, cols, values = np.asarray(rows), np.asarray(cols), np.asarray(values)
@@ -150,7 +262,7 @@ def complete(
     weights = None if weights is None else np.asarray(weights).astype(values.dtype)
     if weights is not None and weights.shape != values.shape:
         raise ValueError(f"weights must have the shape of values, {values.shape}; got {weights.shape}")
-    key_split, key_solve = jax.random.split(key)
+    key_split, key_solve, key_members = jax.random.split(key, 3)
     held = np.zeros(values.shape, bool)
     if holdout > 0:
         held = np.asarray(jax.random.uniform(key_split, values.shape) < holdout)
@@ -166,29 +278,48 @@ def complete(
     baseline = _biases(operator, np.asarray(y), sorted_weights)
     zero = (np.zeros((), y.dtype), np.zeros(shape[0], y.dtype), np.zeros(shape[1], y.dtype))
     offset, row_bias, col_bias = baseline if biases else zero
+    jointly = getattr(solver, "biases", False)
+    if jointly:
+        offset, row_bias, col_bias = (baseline[0], *zero[1:])
     host_rows, host_cols = np.asarray(operator.rows), np.asarray(operator.cols)
     target = jnp.asarray(np.asarray(y) - (offset + row_bias[host_rows] + col_bias[host_cols]))
     problem = Problem(operator, target, sorted_weights)
-    if progress:
-        solution = _with_bar(problem, solver, key_solve, num_steps)
+    parts = (jnp.asarray(offset), jnp.asarray(row_bias), jnp.asarray(col_bias))
+    if early_stopping:
+        error = lambda factors: float(_rmse(_predict(factors, parts, rows[held], cols[held]), values[held]))
+        solution = _stepwise(problem, solver, key_solve, num_steps, progress, error)
+    elif progress:
+        solution = _stepwise(problem, solver, key_solve, num_steps, progress)
     else:
         solution = solve(problem, solver, key_solve, num_steps=num_steps)
-
-    parts = (jnp.asarray(offset), jnp.asarray(row_bias), jnp.asarray(col_bias))
-    fit = _predict(solution.factors, parts, host_rows, host_cols)
+    factors, members = solution.factors, None
+    if jointly:
+        factors, (row_bias, col_bias) = _split_biases(factors)
+        parts = (parts[0], row_bias, col_bias)
+    if ensemble:
+        members = _refit(problem, solver, jax.random.split(key_members, ensemble), solution, num_steps)
+    fit = _predict(factors, parts, host_rows, host_cols)
     blank = Factors(jnp.zeros((shape[0], 1), y.dtype), jnp.zeros((shape[1], 1), y.dtype))
     return Completion(
-        factors=solution.factors,
+        factors=factors,
         offset=parts[0],
         row_bias=parts[1],
         col_bias=parts[2],
         solution=solution,
         train_rmse=_rmse(fit, np.asarray(y)),
-        holdout_rmse=_rmse(_predict(solution.factors, parts, rows[held], cols[held]), values[held]),
+        holdout_rmse=_rmse(_predict(factors, parts, rows[held], cols[held]), values[held]),
         baseline_rmse=_rmse(_predict(blank, baseline, rows[held], cols[held]), values[held]),
         rows_short=operator.by_row.count < rank,
         cols_short=operator.by_col.count < rank,
+        seen=operator,
+        members=members,
     )
+
+
+def _split_biases(factors: Factors) -> tuple[Factors, tuple[jax.Array, jax.Array]]:
+    """What `AlternatingMinimization(biases=True)` returns, as factors and row and column offsets."""
+    left, right = factors.left, factors.right
+    return Factors(left[..., :-2], right[..., :-2]), (left[..., -2], right[..., -1])
 
 
 def _rmse(predicted: np.ndarray, values: np.ndarray) -> jax.Array:
@@ -210,14 +341,45 @@ def _biases(operator, y, weights, shrinkage: float = 10.0, sweeps: int = 10):
     return np.asarray(offset, y.dtype), np.asarray(row_bias, y.dtype), np.asarray(col_bias, y.dtype)
 
 
-def _with_bar(problem: Problem, solver: Any, key: jax.Array, num_steps: int) -> Solution:
-    """`solve` one compiled step at a time, under a progress bar; the same steps with the same keys."""
-    rows, solution = [], None
-    with tqdm(total=num_steps, desc="completing", unit="step", leave=None) as bar:
+def _stepwise(problem, solver, key, num_steps, progress, error=None) -> Solution:
+    """`solve` one compiled step at a time, the same steps with the same keys, under a progress bar if asked.
+
+    With `error`, a number from factors on the host: returns the step where it was least, and adds it to the trace as
+    `"holdout_rmse"`.
+    """
+    rows, best, best_solution, solution = [], np.inf, None, None
+    with tqdm(total=num_steps, desc="completing", unit="step", leave=None, disable=not progress) as bar:
         for solution in iterate(problem, solver, key, num_steps=num_steps):
-            rows.append(jax.tree.map(np.asarray, solution.trace))
+            row = jax.tree.map(np.asarray, solution.trace)
             bar.update(int(solution.num_steps) - bar.n)
-            bar.set_postfix(residual=f"{float(rows[-1]['residual'][-1]):.2e}")
+            shown = {"residual": f"{float(row['residual'][-1]):.2e}"}
+            if error is not None:
+                now = error(solution.factors)
+                row["holdout_rmse"] = np.asarray([now], row["residual"].dtype)
+                shown["holdout_rmse"] = f"{now:.4g}"
+                if now < best:
+                    best, best_solution = now, solution
+            rows.append(row)
+            bar.set_postfix(shown)
+            if best_solution is not None and int(solution.num_steps) >= int(best_solution.num_steps) + PATIENCE:
+                break
+    if best_solution is not None:
+        solution = best_solution
     assert solution is not None
     trace = jax.tree.map(lambda *parts: jnp.concatenate([jnp.asarray(p) for p in parts]), *rows)
     return Solution(factors=solution.factors, status=solution.status, num_steps=solution.num_steps, trace=trace)
+
+
+def _refit(problem, solver, keys, solution, num_steps) -> Factors:
+    """Factors of one refit per key, each to a random part of the entries, from the solution."""
+    steps = max(1, min(num_steps, int(solution.num_steps)))
+
+    def one(key: jax.Array) -> Factors:
+        key_keep, key_solve = jax.random.split(key)
+        keep = (jax.random.uniform(key_keep, problem.y.shape) < KEPT).astype(problem.y.dtype)
+        part = Problem(problem.operator, problem.y, problem.weighted(keep), problem.loss)
+        return solve(part, solver, key_solve, num_steps=steps, record_every=steps, init=solution.factors).factors
+
+    # Small problems side by side; large ones one at a time, for their blocks fill the cache already.
+    side_by_side = max(1, min(len(keys), PREDICT_BLOCK // problem.y.shape[0]))
+    return jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=side_by_side))(keys)

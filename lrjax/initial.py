@@ -98,6 +98,15 @@ def spectral(
     return jax.lax.stop_gradient(Factors(start.left * scale, start.right * scale))
 
 
+def orthonormal(factor: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """An orthonormal basis of the columns in use, zero elsewhere."""
+    if mask is not None:
+        # Unused columns are zero and would make QR singular; anything independent does in their place.
+        filler = jax.random.normal(jax.random.key(0), factor.shape, factor.dtype)
+        factor = jnp.where(mask[None, :] > 0, factor, filler)
+    return keep_columns(jnp.linalg.qr(factor)[0], mask)
+
+
 def _light_entries(problem: Problem) -> jax.Array:
     """Zero for entries in rows or columns with more than twice the mean weight, one elsewhere."""
     op, dtype = problem.operator, problem.y.dtype

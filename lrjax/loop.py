@@ -31,7 +31,7 @@ def advance(step: Any, carry: tuple, key: jax.Array, first: jax.Array, num_steps
     def run(carry: tuple, index: jax.Array) -> tuple:
         state, _, taken = carry
         new, code = step(state, jax.random.fold_in(key, index))
-        ok = tree_isfinite(new)
+        ok = tree_isfinite(new, known=state)
         code = jnp.where(ok, code, status.NONFINITE).astype(taken.dtype)
         return tree_where(ok, new, state), code, taken + ok.astype(taken.dtype)
 

@@ -85,9 +85,12 @@ class Problem:
 
     def relative_residual(self, residual: jax.Array) -> jax.Array:
         """`||residual|| / ||y||` in the weighted Euclidean norm; the plain norm of the residual if `y` is zero."""
+        return self.relative_norm(jnp.sum(self.weighted(residual * residual)))
+
+    def relative_norm(self, square: jax.Array) -> jax.Array:
+        """The same from `||residual||^2`, where that is known already."""
         y = self.observed()
         scale = jnp.sum(self.weighted(y * y))
-        square = jnp.sum(self.weighted(residual * residual))
         # The root's derivative at an exact fit would be infinite; there the residual is reported as zero.
         ratio = square / jnp.where(scale > 0, scale, 1)
         return jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), 0)

@@ -7,7 +7,8 @@ import pytest
 from cases import OPERATORS
 
 import lrjax as lr
-from lrjax import operators, testing
+from lrjax import operators
+from lrjax.linalg.rows import RowProblem, testing
 from lrjax.operators.base import Operator
 from lrjax.solvers._common import FirstOrderState
 
@@ -314,9 +315,9 @@ def _half_step_operators():
 
 
 @pytest.mark.parametrize("name", ["sampled", "mask", "identity"])
-@pytest.mark.parametrize(("weighted", "ridge", "k"), [(False, 0.0, 2), (True, 0.0, 2), (True, 0.3, 9)])
+@pytest.mark.parametrize(("weighted", "ridge", "k"), [(False, 0.0, 2), (True, 0.0, 2), (True, 0.3, 17)])
 def test_half_steps_are_least_squares_row_by_row(name, weighted, ridge, k):
-    """Rows with plenty, too few and no entries; nine columns take the LAPACK path instead of the unrolled one."""
+    """Rows with plenty, too few and no entries; seventeen columns take the LAPACK path."""
     with jax.enable_x64(True):
         op, mask = _half_step_operators()[name]
         rng = np.random.default_rng(7)
@@ -326,12 +327,20 @@ def test_half_steps_are_least_squares_row_by_row(name, weighted, ridge, k):
         left, right = rng.standard_normal((9, k)), rng.standard_normal((7, k))
         flat = (lambda x: jnp.asarray(x[mask])) if name == "sampled" else (lambda x: jnp.asarray(x.ravel()))
         given = flat(weights) if weighted else None
-        both = jax.jit(lambda u, v, y, w: (op.solve_left(v, y, w, ridge), op.solve_right(u, y, w, ridge)))
-        new_left, new_right = both(left, right, flat(y), given)
+
+        @jax.jit
+        def both(u, v, y, w):
+            data = op.arrange(y, w)
+            return op.solve_left(v, data, RowProblem(ridge=ridge)), op.solve_right(u, data, RowProblem(ridge=ridge))
+
+        (new_left, square_left), (new_right, square_right) = both(left, right, flat(y), given)
         # Normal equations square the condition of a row, here up to a few hundred.
         tol = dict(rtol=0, atol=1e-9)
         np.testing.assert_allclose(new_left, _row_by_row(mask, right, y, weights, ridge), **tol)
         np.testing.assert_allclose(new_right, _row_by_row(mask.T, left, y.T, weights.T, ridge), **tol)
+        on = mask * weights
+        np.testing.assert_allclose(square_left, np.sum(on * (new_left @ right.T - y) ** 2), rtol=1e-12)
+        np.testing.assert_allclose(square_right, np.sum(on * (left @ new_right.T - y) ** 2), rtol=1e-12)
         if name != "identity":
             assert not np.any(new_left[5])
             assert not np.any(new_right[1])
@@ -344,7 +353,8 @@ def test_half_steps_leave_unused_columns_at_zero(name):
         rng = np.random.default_rng(8)
         y, right = rng.standard_normal((9, 7)), rng.standard_normal((7, 3)) * [1, 1, 0]
         flat = jnp.asarray(y[mask] if name == "sampled" else y.ravel())
-        new = jax.jit(lambda v, y: op.solve_left(v, y, None, 0.1, jnp.array([1.0, 1.0, 0.0])))(right, flat)
+        row = RowProblem(ridge=0.1, mask=jnp.array([1.0, 1.0, 0.0]))
+        new, _ = jax.jit(lambda v, y: op.solve_left(v, op.arrange(y), row))(right, flat)
         expected = _row_by_row(mask, right[:, :2], y, np.ones((9, 7)), 0.1)
         np.testing.assert_allclose(new, np.pad(expected, ((0, 0), (0, 1))), rtol=0, atol=1e-10)
 

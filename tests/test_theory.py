@@ -58,7 +58,7 @@ def altmin_runs():
         problem, truth = lr.synthetic.matrix_completion(
             key_problem, shape=(200, 200), rank=4, fraction=fraction, condition_number=3.0
         )
-        solver = lr.AlternatingMinimization(max_rank=4, update_error=update_error, tolerance=0.0)
+        solver = lr.AlternatingMinimization(max_rank=4, start="spectral", update_error=update_error, tolerance=0.0)
         return lr.solve(problem, solver, key_solve, num_steps=40, truth=truth).trace["relative_error"]
 
     update_errors = jnp.concatenate([jnp.zeros(2), jnp.asarray(UPDATE_ERRORS)])
@@ -102,7 +102,7 @@ def test_t1_3_fresh_samples():
         y = operator.forward(truth.left, truth.right)
         sample = (jax.random.uniform(key_sample, y.shape) < density).astype(y.dtype)
         start = lr.initial.spectral(lr.Problem(operator, y, weights=sample), 4, key_start)
-        solver = lr.AlternatingMinimization(max_rank=4, fresh_fraction=density, tolerance=0.0)
+        solver = lr.AlternatingMinimization(max_rank=4, start="spectral", fresh_fraction=density, tolerance=0.0)
         problem = lr.Problem(operator, y)
         return lr.solve(problem, solver, key_solve, num_steps=10, init=start, truth=truth).trace["relative_error"]
 

@@ -59,6 +59,11 @@ def describe(problem: Problem, residual: jax.Array) -> dict[str, jax.Array]:
     return {"objective": problem.objective_of(residual), "residual": problem.relative_residual(residual)}
 
 
+def describe_square(problem: Problem, square: jax.Array) -> dict[str, jax.Array]:
+    """`describe` for the squared loss, from the weighted sum of squared residuals."""
+    return {"objective": 0.5 * square, "residual": problem.relative_norm(square)}
+
+
 def symmetric_product(problem: Problem, z: jax.Array, u: jax.Array) -> jax.Array:
     """`(A*(z) + A*(z)^T) u`."""
     return problem.operator.adjoint_matmul(z, u) + problem.operator.adjoint_rmatmul(z, u)
