@@ -2,8 +2,8 @@
 
 There are three kinds of adapter, named in `Peer.kind`:
 
-- `"steps"`: `run(case, clock, **settings)` hands every iterate to `clock.step(left, right)`, which stops the clock while
-  the error is evaluated and ends the run by an exception;
+- `"steps"`: `run(case, clock, **settings)` hands every iterate to `clock.step(left, right)`, which stops the clock
+  while the error is evaluated and ends the run by an exception;
 - `"counted"`: `run(case, clock, steps, **settings) -> left, right`: a package without callbacks, told how many
   sweeps to do; the harness finds the number that reaches a goal and then times whole calls;
 - `"whole"`: `run(case, clock, **settings) -> left, right` (or a dense matrix and `None`): it stops by its own rule.
@@ -53,7 +53,7 @@ def why_not(peer: Peer, spec: dict) -> str | None:
     return f"more than {peer.largest:,} entries" if size > peer.largest else None
 
 
-# ---------------------------------------------------------------------------------------------------------------- lrjax
+# --------------------------------------------------------------------------------------------------------------- lrjax
 
 
 def place(problem):
@@ -127,7 +127,7 @@ def _ours(solver, largest=10**12, max_steps=10_000, run=lrjax_steps, **settings)
     return Peer("steps", run, {"solver": solver, **settings}, ("lrjax", "jax"), largest=largest, max_steps=max_steps)
 
 
-# ------------------------------------------------------------------------------------------------------- installed peers
+# ----------------------------------------------------------------------------------------------------- installed peers
 
 
 def cmfrec(case, clock, steps, *, cg=False, ridge=0.0, threads=THREADS):
@@ -218,7 +218,7 @@ def pymanopt_cg(case, clock):
     optimizer.run(problem, initial_point=(u, s, v.T))
 
 
-# ------------------------------------------------------------------------------------------------ NumPy and SciPy peers
+# ----------------------------------------------------------------------------------------------- NumPy and SciPy peers
 
 
 def _spectral(case):
@@ -260,7 +260,7 @@ def scipy_lbfgs(case, clock):
     import scipy.optimize
     import scipy.sparse
 
-    csr, (u, s, v) = _spectral(case)
+    _, (u, s, v) = _spectral(case)
     rows, cols, n1, k = case.rows, case.cols, case.shape[0], case.rank
     # SciPy keeps its vector in float64 whatever the values are.
     values = case.values.astype(np.float64)
@@ -317,7 +317,7 @@ def numpy_soft_impute(case, clock, *, shrink=0.8):
         threshold *= shrink
 
 
-# ------------------------------------------------------------------------------------------------------ robust PCA peers
+# ---------------------------------------------------------------------------------------------------- robust PCA peers
 
 
 def numpy_ialm(y, watch, *, columns=20, growth=1.5, sparsity=None):
@@ -385,7 +385,7 @@ def rpca_projections(case, clock, *, tol=1e-7):
     return model.low_rank_ + model.mean_, None
 
 
-# ------------------------------------------------------------------------------------------------------------- the table
+# ----------------------------------------------------------------------------------------------------------- the table
 
 _SCIPY = ("numpy", "scipy")
 PEERS: dict[str, Peer] = {

@@ -118,7 +118,7 @@ def roofline(results, machines):
     return ["One alternating sweep against the machine's limits:", table(head, rows)]
 
 
-# ------------------------------------------------------------------------------------------------------- the sections
+# -------------------------------------------------------------------------------------------------------- the sections
 
 
 def timed_rows(group):
@@ -282,8 +282,8 @@ def scaling(results, machines, figure):
 
 
 def sweep(results, machines, figure):
-    rows = [[r["case"]["dtype"], r["problems"], f"{r['lrjax']:.3g}", f"{r['numpy']:.3g}", f"{r['numpy'] / r['lrjax']:.2f}",
-             f"{100 * r['recovered']:.1f} %"] for r in results]  # fmt: skip
+    rows = [[r["case"]["dtype"], r["problems"], f"{r['lrjax']:.3g}", f"{r['numpy']:.3g}",
+             f"{r['numpy'] / r['lrjax']:.2f}", f"{100 * r['recovered']:.1f} %"] for r in results]  # fmt: skip
     head = ["dtype", "problems", "lrjax s per 1000", "NumPy loop s per 1000", "ratio", "recovered"]
     return ["Robust sensing problems with an ensemble each, one compile.", table(head, rows)]
 

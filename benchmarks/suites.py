@@ -6,8 +6,8 @@
 GOALS = [1e-2, 1e-4, 1e-6]
 COMPLETION = [
     "lrjax ALS", "lrjax ALS, random start", "lrjax Gauss-Newton", "lrjax IRLS", "lrjax scaled GD", "lrjax GD",
-    "cmfrec Cholesky", "cmfrec Cholesky, 1 thread", "cmfrec CG", "NumPy ALS", "NumPy ALS, random start", "SciPy L-BFGS", "NumPy scaled GD",
-    "pymanopt CG", "surprise SGD", "NumPy soft-impute",
+    "cmfrec Cholesky", "cmfrec Cholesky, 1 thread", "cmfrec CG", "NumPy ALS", "NumPy ALS, random start",
+    "SciPy L-BFGS", "NumPy scaled GD", "pymanopt CG", "surprise SGD", "NumPy soft-impute",
 ]  # fmt: skip
 FEW_SAMPLES = [
     "lrjax ALS", "lrjax ALS, random start", "lrjax Gauss-Newton", "lrjax IRLS", "lrjax scaled GD", "lrjax GD",

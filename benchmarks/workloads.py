@@ -164,7 +164,7 @@ def fill_short_lines(rng, mask, least):
 
 
 def _rpca(spec):
-    """A dense low-rank matrix with gross outliers at random places, of the size used for principal component pursuit."""
+    """A dense low-rank matrix with gross outliers at random places, up to ten times an entry's size."""
     rng, shape, rank = _rng(spec), _shape(spec), spec["rank"]
     left, right = truth(rng, shape, rank, spec.get("condition", 1.0))
     hit = rng.random(shape) < spec["outliers"]
