@@ -2,10 +2,12 @@
 
 Workload: symmetric l1 sensing, d = 20, rank 3, m = 600, 30 % outliers, 800 geometric subgradient steps, an ensemble of
 its own for every problem. Run: `python benchmarks/bench_sweep.py [--problems 1000] [--dtype float64]`; add
-`--devices 1` to keep JAX on one core as well. Prints medians; writes nothing.
+`--devices 1` to keep JAX on one core as well. Prints medians; with `--json` a line of them at the end, which is what
+`python -m benchmarks --suite sweep` stores.
 """
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -33,6 +35,7 @@ def main():
     parser.add_argument("--devices", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--numpy-problems", type=int, default=10, help="problems per NumPy timing (then scaled)")
+    parser.add_argument("--json", action="store_true", help="end with the figures as one line of JSON")
     given = parser.parse_args()
     os.environ.update(OPENBLAS_NUM_THREADS="1", PJRT_NPROC="16", NPROC="16")
 
@@ -92,6 +95,9 @@ def main():
     theirs = statistics.median(loop)
     print(f"NumPy loop, one core: {1000 * theirs:.2f} s per 1000 problems (ensembles given, not drawn)")
     print(f"ratio: {theirs / ours:.2f}")
+    if given.json:
+        found = {"problems": count, "lrjax": 1000 * ours, "numpy": 1000 * theirs}
+        print(json.dumps(found | {"recovered": float(np.mean(errors < 1e-3)), "error": float(np.median(errors))}))
 
 
 if __name__ == "__main__":
