@@ -50,9 +50,9 @@ class GaussNewton:
     """Least squares in both factors at once: recovers from few measurements, whatever the condition number.
 
     One step at `(U, V)`: `min over U', V' of sum_i w_i (A(U V'^T + U' V^T - U V^T)_i - y_i)^2 + mu (||U'||^2 +
-    ||V'||^2)` by preconditioned conjugate gradients; on entries one factor is eliminated exactly, row by row. The estimate
-    `U V'^T + U' V^T - U V^T` has twice the rank; its best truncation is the answer. The next step linearises at
-    `U' V'^T`, balanced. The ridge pulls the factors to zero, so at a fixed `mu` the limit minimises the nuclear-norm
+    ||V'||^2)` by preconditioned conjugate gradients; on entries one factor is eliminated exactly, row by row. The
+    estimate `U V'^T + U' V^T - U V^T` has twice the rank; its best truncation is the answer. The next step linearises
+    at `U' V'^T`, balanced. The ridge pulls the factors to zero, so at a fixed `mu` the limit minimises the nuclear-norm
     penalised misfit; `mu` falls by `decay` per step, and is at most `ridge_per_residual` times the relative residual,
     which makes the end superlinear.
 
@@ -283,7 +283,7 @@ class GaussNewton:
         target = weigh(problem.observed() + alpha * op.forward(u, v))
         rhs = jnp.concatenate([op.adjoint_matmul(target, v), op.adjoint_rmatmul(target, u)])
         n1 = u.shape[0]
-        tolerance = 10 * jnp.finfo(u.dtype).eps if self.inner_tolerance is None else self.inner_tolerance
+        tolerance = float(10 * jnp.finfo(u.dtype).eps) if self.inner_tolerance is None else self.inner_tolerance
         x, taken = counted_conjugate_gradient(
             lambda x: jnp.concatenate(self._normal(op, weigh, u, v, x[:n1], x[n1:])),
             rhs,
