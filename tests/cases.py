@@ -175,7 +175,13 @@ CASES = [
         "tolerance",
         FEW,
     ),
-    Case("gauss_newton_robust", lr.GaussNewton(max_rank=RANK, outliers=0.1), "ridge", FEW, robust=True),
+    Case(
+        "gauss_newton_robust",
+        lr.GaussNewton(max_rank=RANK, outliers=0.1, inner_tolerance=1e-14),
+        "ridge",
+        FEW,
+        robust=True,
+    ),
     Case(
         "best_so_far",
         lr.BestSoFar(solver=lr.SubgradientMethod(max_rank=RANK, step_size=0.1)),

@@ -163,6 +163,16 @@ def _eye(k: int, ridge: jax.Array) -> jax.Array:
     return ridge * jnp.eye(k, dtype=ridge.dtype)[None]
 
 
+def coupling(
+    op: Any, left: jax.Array, right: jax.Array, weights: jax.Array | None, ridge: jax.Array
+) -> "DenseCoupling | PaddedCoupling":
+    """The coupling of an entrywise operator at `(left, right)`; weights are zero where nothing was measured."""
+    if hasattr(op, "by_row"):
+        return padded_coupling(op.by_row, op.by_col, weights, left, right, ridge)
+    dense = jnp.ones(op.shape, left.dtype) if weights is None else weights.reshape(op.shape)
+    return dense_coupling(dense, left, right, ridge)
+
+
 def dense_coupling(weights: jax.Array, left: jax.Array, right: jax.Array, ridge: jax.Array) -> DenseCoupling:
     """The coupling at `(left, right)` for `(n1, n2)` weights."""
     n1, k = left.shape

@@ -12,7 +12,6 @@ from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.rows import guard_ridge, masked_gram, solve_rows
 from lrjax.operators.base import Operator
-from lrjax.operators.coupled import dense_coupling, padded_coupling
 
 
 def _dense_least_squares(factor, y, weights, ridge, mask):
@@ -69,11 +68,6 @@ class Identity(Operator):
     def solve_right(self, left, y, weights, ridge, mask=None):
         """Least squares for `right` given `left`."""
         return self.solve_rows_dense(left, y, weights, ridge, mask, transpose=False)
-
-    def coupling(self, left, right, weights, ridge):
-        """Both factors at once, linearised at `(left, right)`; see `lrjax.operators.coupled`."""
-        w = jnp.ones(self.shape, left.dtype) if weights is None else weights.reshape(self.shape)
-        return dense_coupling(w, left, right, ridge)
 
     def solve_rows_dense(self, factor, y, weights, ridge, mask, *, transpose):
         """The half step on dense `(n1, n2)` data; `transpose` solves for the left factor."""
@@ -162,11 +156,6 @@ class EntryMask(Operator):
         w = self.mask.astype(y.dtype) if weights is None else self._observed(weights.reshape(self.shape))
         y = self._observed(y.reshape(self.shape))
         return _dense_least_squares(factor, y.T if transpose else y, w.T if transpose else w, ridge, mask)
-
-    def coupling(self, left, right, weights, ridge):
-        """Both factors at once, linearised at `(left, right)`; see `lrjax.operators.coupled`."""
-        w = self.mask.astype(left.dtype) if weights is None else self._observed(weights.reshape(self.shape))
-        return dense_coupling(w, left, right, ridge)
 
 
 # Entries in one block of the padded layout. Its gathered factor rows (10 columns of float64: 600 kB) stay in cache.
@@ -406,10 +395,6 @@ class SampledEntries(Operator):
     def solve_right(self, left, y, weights, ridge, mask=None):
         """The same for `right` given `left`."""
         return _solve(self.by_col, left, y, weights, ridge, mask)
-
-    def coupling(self, left, right, weights, ridge):
-        """Both factors at once, linearised at `(left, right)`; see `lrjax.operators.coupled`."""
-        return padded_coupling(self.by_row, self.by_col, weights, left, right, ridge)
 
 
 def _indices(name: str, values: Any, bound: int) -> np.ndarray:

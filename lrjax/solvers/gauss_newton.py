@@ -8,7 +8,7 @@ from lrjax._checks import check_choice, check_count, check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors, best_rank, matmul
 from lrjax.linalg.krylov import counted_conjugate_gradient
-from lrjax.loop import zero_like
+from lrjax.operators.coupled import coupling
 from lrjax.problem import Problem
 from lrjax.solvers import _common
 from lrjax.step_sizes import measured_quantile
@@ -61,7 +61,7 @@ class GaussNewton:
         decay: factor of `mu` per step. Slower decay (0.8 to 0.9) recovers from slightly fewer measurements.
         ridge_per_residual: bound of `mu` per relative residual.
         patience: steps without a smaller residual after which the ridge is raised a hundredfold, a restart from where
-            the solve is stuck. 6 is better for condition numbers near 10 and very few measurements, worse for large ones.
+            the solve is stuck. 6 is better at condition numbers near 10 and very few measurements, worse at large ones.
         outliers: fraction of the measurements to leave out: after each step those with the largest residuals get
             weight zero in the next. `None` for off. Needs the true fraction, few outliers and the true rank: with too
             many left out the rest is fitted exactly by a wrong matrix, and the solve reports convergence.
@@ -150,7 +150,7 @@ class GaussNewton:
             gain=gain,
             weights=weights,
             lowest=misfit,
-            waited=zero_like(misfit),
+            waited=(misfit != misfit).astype(jnp.int32),
             info=info,
         )
 
@@ -250,7 +250,7 @@ class GaussNewton:
         tolerance = 1e-4 if self.inner_tolerance is None else self.inner_tolerance
         steps = self.inner_steps or DEFAULT_INNER_STEPS["ridge"]
         if op.entrywise:
-            k = op.coupling(u, v, weights, ridge)
+            k = coupling(op, u, v, weights, ridge)
             f, g = k.whiten_left(rhs_u), k.whiten_right(rhs_v)
             # [[I, K], [K^T, I]] (q, x) = (f, g) with q eliminated: half the steps of the whole system.
             x, taken = counted_conjugate_gradient(
