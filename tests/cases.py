@@ -170,12 +170,6 @@ CASES = [
     # Implicit derivatives are those of an exact inner solve.
     Case("gauss_newton", lr.GaussNewton(max_rank=RANK, inner_tolerance=1e-14), "ridge", EVERYWHERE),
     Case(
-        "gauss_newton_setting",
-        lr.GaussNewton(max_rank=RANK, variant="setting", inner_steps=60),
-        "tolerance",
-        FEW,
-    ),
-    Case(
         "gauss_newton_robust",
         lr.GaussNewton(max_rank=RANK, outliers=0.1, inner_tolerance=1e-14),
         "ridge",

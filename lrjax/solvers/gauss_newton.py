@@ -72,7 +72,8 @@ class GaussNewton:
         max_rank: columns of the factors.
         variant: `"ridge"`, or the minimum-norm solution without any ridge, by conjugate gradients from zero:
             `"setting"`, `(U, V) <- (U', V')`; `"averaging"`, the mean of old and new; `"updating"`, the minimum-norm
-            update. They are slow and there for comparison.
+            update. They are slow, there for comparison, and have no reverse
+            derivative, since their normal matrix is singular.
         inner_steps: conjugate gradient steps at most; default 200 with the ridge, 2000 without.
 
     Cost per step: up to `inner_steps` conjugate gradient steps. On listed entries each moves one number per entry and
