@@ -22,6 +22,7 @@ from lrjax.sketching import lstsq as lstsq
 from lrjax.solvers import AlternatingMinimization as AlternatingMinimization
 from lrjax.solvers import Averaged as Averaged
 from lrjax.solvers import BestSoFar as BestSoFar
+from lrjax.solvers import GaussNewton as GaussNewton
 from lrjax.solvers import GradientDescent as GradientDescent
 from lrjax.solvers import Restarted as Restarted
 from lrjax.solvers import ScaledGradientDescent as ScaledGradientDescent

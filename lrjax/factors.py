@@ -1,5 +1,6 @@
 """`Factors`: a low-rank matrix that is never formed unless asked."""
 
+import functools
 from typing import Any
 
 import jax
@@ -89,6 +90,49 @@ class Factors:
         r_left = jnp.linalg.qr(self.left, mode="r")
         r_right = jnp.linalg.qr(self.right, mode="r")
         return jnp.linalg.norm(matmul(r_left, r_right.T))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def best_rank(factors: Factors, rank: int) -> Factors:
+    """`factors.truncate(rank)` with a derivative that exists at repeated and at zero singular values.
+
+    Autodiff through QR and SVD divides by differences of all singular values. The product depends only on the gap
+    between those kept and those dropped, and balanced factors may be turned by a common rotation: the one chosen here
+    for the derivative keeps it finite.
+    """
+    return factors.truncate(rank)
+
+
+@best_rank.defjvp
+def _best_rank_jvp(rank: int, primals: tuple, tangents: tuple) -> tuple[Factors, Factors]:
+    (given,), (change,) = primals, tangents
+    u, s, v = given.svd()
+    kept, dropped = s[:rank], s[rank:]
+    tiny = jnp.finfo(s.dtype).eps * s[0]
+    over = lambda a, b: jnp.where(b > tiny, a, 0) / jnp.where(b > tiny, b, 1)
+    root = jnp.sqrt(kept)[None, :]
+    uk, vk, ud, vd = u[:, :rank], v[:, :rank], u[:, rank:], v[:, rank:]
+    dot = lambda a, b: matmul(a.T, b)
+    # dX V and dX^T U, with dX = change.left right^T + left change.right^T.
+    onto_v = matmul(change.left, dot(given.right, vk)) + matmul(given.left, dot(change.right, vk))
+    onto_u = matmul(change.right, dot(given.left, uk)) + matmul(given.right, dot(change.left, uk))
+    core = dot(uk, onto_v)
+    # Inside: core = turn diag(kept) + stretch, turn antisymmetric; then left and right get the root of the stretch.
+    pair_sum = kept[:, None] + kept[None, :]
+    turn = over(core - core.T, pair_sum)
+    stretch = over(core - turn * kept[None, :], root.T + root)
+    # Towards dropped directions: (kept * to_left + dropped * to_right) / (kept^2 - dropped^2), and its mirror image.
+    to_left, to_right = dot(ud, onto_v), dot(vd, onto_u)
+    gap = (kept[None, :] - dropped[:, None]) * (kept[None, :] + dropped[:, None])
+    limit = tiny * s[0]
+    ratio = lambda a: jnp.where(gap > limit, a, 0) / jnp.where(gap > limit, gap, 1)
+    left_move = ratio(to_left * kept[None, :] + dropped[:, None] * to_right)
+    right_move = ratio(to_right * kept[None, :] + dropped[:, None] * to_left)
+    outside_left = onto_v - matmul(uk, core) - matmul(ud, to_left)
+    outside_right = onto_u - matmul(vk, core.T) - matmul(vd, to_right)
+    left = matmul(uk, turn * root + stretch) + matmul(ud, left_move) * root + over(outside_left, root**2) * root
+    right = matmul(vk, stretch) + matmul(vd, right_move) * root + over(outside_right, root**2) * root
+    return Factors(uk * root, vk * root), Factors(left, right)
 
 
 def difference_norm(a: Factors, b: Factors) -> jax.Array:

@@ -277,6 +277,7 @@ def sampled_entries(
     *,
     sampling: str = "uniform",
     noise: float = 0.0,
+    min_per_line: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct random entries of a large planted matrix, on the host: `rows, cols, values` for `SampledEntries.build`.
 
@@ -286,6 +287,8 @@ def sampled_entries(
         num_entries: how many entries; at most half of all.
         sampling: `"uniform"`, or `"skewed"` (row and column popularity like `(i+1)^-1/2`).
         noise: standard deviation of added Gaussian noise, in units of the root mean square of the values.
+        min_per_line: draw again until every row and every column has this many entries: with fewer than the rank a
+            line is not determined. Up to a thousand draws.
 
     Returns:
         `rows` and `cols`, int32, and `values`, in random order.
@@ -305,12 +308,23 @@ def sampled_entries(
         # Inverse of the distribution function of a density like x^-1/2.
         return np.minimum((n * rng.random(size) ** 2).astype(np.int64), n - 1)
 
-    codes = np.empty(0, np.int64)
-    while len(codes) < count:
-        more = draw(n1, count) * n2 + draw(n2, count)
-        codes = np.sort(np.concatenate([codes, more]))
-        codes = codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
-    codes = rng.permutation(codes)[:count]
+    def draw_codes() -> np.ndarray:
+        codes = np.empty(0, np.int64)
+        while len(codes) < count:
+            more = draw(n1, count) * n2 + draw(n2, count)
+            codes = np.sort(np.concatenate([codes, more]))
+            codes = codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
+        return rng.permutation(codes)[:count]
+
+    def fewest(codes: np.ndarray) -> int:
+        per_row, per_col = np.bincount(codes // n2, minlength=n1), np.bincount(codes % n2, minlength=n2)
+        return min(per_row.min(), per_col.min())
+
+    codes, tries = draw_codes(), 1
+    while min_per_line and fewest(codes) < min_per_line:
+        if (tries := tries + 1) > 1000:
+            raise ValueError(f"min_per_line={min_per_line} was not met in 1000 draws of {count} entries; draw more")
+        codes = draw_codes()
     rows, cols = (codes // n2).astype(np.int32), (codes % n2).astype(np.int32)
     values = np.concatenate(
         [np.asarray(truth.entries(rows[i : i + 2**20], cols[i : i + 2**20])) for i in range(0, count, 2**20)]

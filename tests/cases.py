@@ -167,6 +167,15 @@ CASES = [
     Case("gd_optax", lr.GradientDescent(max_rank=RANK, optimizer=_momentum), "imbalance", FEW),
     Case("scaled_gd", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3), "step_size"),
     Case("scaled_gd_symmetric", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3, symmetric=True), "step_size"),
+    # Implicit derivatives are those of an exact inner solve.
+    Case("gauss_newton", lr.GaussNewton(max_rank=RANK, inner_tolerance=1e-14), "ridge", EVERYWHERE),
+    Case(
+        "gauss_newton_robust",
+        lr.GaussNewton(max_rank=RANK, outliers=0.1, inner_tolerance=1e-14),
+        "ridge",
+        FEW,
+        robust=True,
+    ),
     Case(
         "best_so_far",
         lr.BestSoFar(solver=lr.SubgradientMethod(max_rank=RANK, step_size=0.1)),

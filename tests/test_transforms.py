@@ -14,6 +14,7 @@ from lrjax.testing import check_solver
 
 KEY = jax.random.key(2)
 FIRST = ("dense", "mask", "sampled", "rank_one", "identity")
+GAUSS_NEWTON_FIRST = {("gauss_newton", "dense"), ("gauss_newton", "sampled")}
 BY_NAME = {case.name: case for case in CASES}
 
 
@@ -25,6 +26,8 @@ def test_keeps_the_promises_of_a_solver(case: Case):
 
 def _compiles_long(case: Case, operator: str) -> bool:
     """Each block of the seeded ensemble draws random numbers in every derivative; the combinators delegate."""
+    if case.name.startswith("gauss_newton") and (case.name, operator) not in GAUSS_NEWTON_FIRST:
+        return True
     return case.name == "restarted" or (operator not in FIRST and case.name != "gd")
 
 

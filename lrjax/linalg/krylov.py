@@ -31,12 +31,23 @@ def conjugate_gradient(
         The last iterate.
     """
     if tolerance is None:
-        return _run(matvec, rhs, start, num_steps, jnp.zeros((), rhs.dtype), rowwise, fixed=True)
+        return _run(matvec, rhs, start, num_steps, jnp.zeros((), rhs.dtype), rowwise, fixed=True)[0]
 
     def solve(matvec: Callable[[jax.Array], jax.Array], b: jax.Array) -> jax.Array:
-        return _run(matvec, b, jax.lax.stop_gradient(start), num_steps, tolerance, rowwise, fixed=False)
+        return _run(matvec, b, jax.lax.stop_gradient(start), num_steps, tolerance, rowwise, fixed=False)[0]
 
     return jax.lax.custom_linear_solve(matvec, rhs, solve, symmetric=True)
+
+
+def counted_conjugate_gradient(
+    matvec: Callable[[jax.Array], jax.Array], rhs: jax.Array, *, num_steps: int, tolerance: float | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`conjugate_gradient` from zero to a tolerance, and the int32 number of steps it took."""
+
+    def solve(matvec: Callable[[jax.Array], jax.Array], b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _run(matvec, b, jnp.zeros_like(b), num_steps, tolerance, rowwise=False, fixed=False)
+
+    return jax.lax.custom_linear_solve(matvec, rhs, solve, symmetric=True, has_aux=True)
 
 
 def _run(matvec, rhs, start, num_steps, tolerance, rowwise, fixed):
@@ -61,12 +72,13 @@ def _run(matvec, rhs, start, num_steps, tolerance, rowwise, fixed):
     carry = (start, r, r, dot(r, r))
     if fixed:
         carry, _ = jax.lax.scan(lambda c, _: (one(c), None), carry, None, length=num_steps)
-        return carry[0]
+        return carry[0], jnp.int32(num_steps)
     goal = jnp.asarray(tolerance, rhs.dtype) ** 2 * dot(rhs, rhs)
 
     def unfinished(loop: tuple) -> jax.Array:
         (_, _, _, rr), i = loop
         return (i < num_steps) & jnp.any(rr > goal)
 
-    (x, _, _, _), _ = jax.lax.while_loop(unfinished, lambda loop: (one(loop[0]), loop[1] + 1), (carry, 0))
-    return x
+    start_loop = (carry, jnp.int32(0))
+    (x, _, _, _), taken = jax.lax.while_loop(unfinished, lambda loop: (one(loop[0]), loop[1] + 1), start_loop)
+    return x, taken

@@ -1,0 +1,106 @@
+"""Gauss-Newton against dense least squares, and where alternating minimization fails."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrjax as lr
+from lrjax import operators, status, synthetic
+
+KEY = jax.random.key(3)
+
+
+def truncated(x, rank):
+    u, s, vt = np.linalg.svd(x)
+    return (u[:, :rank] * s[:rank]) @ vt[:rank]
+
+
+def jacobian(op, u, v):
+    """Columns: entries of U', then of V'."""
+    n1, k = u.shape
+    unit_u = np.eye(n1 * k).reshape(-1, n1, k)
+    unit_v = np.eye(v.shape[0] * k).reshape(-1, v.shape[0], k)
+    columns = [op.forward_dense(jnp.asarray(e @ v.T)) for e in unit_u]
+    columns += [op.forward_dense(jnp.asarray(u @ e.T)) for e in unit_v]
+    return np.stack(columns, axis=1)
+
+
+@pytest.mark.parametrize("variant", ["ridge", "setting", "averaging", "updating"])
+def test_one_step_is_the_dense_least_squares_solution(variant):
+    """Weighted, oblong, on listed entries: the first answer is the truncated estimate of a dense solve."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        shape, k = (7, 5), 2
+        rows, cols = np.nonzero(rng.random(shape) < 0.9)
+        op, y = operators.SampledEntries.build(rows, cols, rng.standard_normal(len(rows)), shape)
+        w = jnp.asarray(rng.uniform(0.5, 1.5, len(rows)))
+        u, v = rng.standard_normal((7, k)), rng.standard_normal((5, k))
+        # Best-so-far: the start must be worse than the first answer.
+        start = lr.Factors(jnp.asarray(5 * u), jnp.asarray(5 * v))
+        u, v = 5 * u, 5 * v
+        solver = lr.GaussNewton(max_rank=k, variant=variant, inner_tolerance=1e-14)
+        solution = lr.solve(lr.Problem(op, y, w), solver, KEY, num_steps=1, init=start)
+        alpha = {"ridge": 1.0, "setting": 1.0, "averaging": 0.0, "updating": -1.0}[variant]
+        j, root = jacobian(op, u, v), np.sqrt(np.asarray(w))[:, None]
+        target = root[:, 0] * (np.asarray(y) + alpha * np.asarray(op.forward_dense(jnp.asarray(u @ v.T))))
+        if variant == "ridge":
+            ridge = 0.1 * (np.sum(w) / 35) * (np.sum(u**2) + np.sum(v**2)) / (2 * k)
+            j_w = root * j
+            new = np.linalg.solve(j_w.T @ j_w + ridge * np.eye(j.shape[1]), j_w.T @ target)
+        else:
+            new = np.linalg.lstsq(root * j, target, rcond=1e-10)[0]
+        new_u, new_v = new[:14].reshape(7, k), new[14:].reshape(5, k)
+        expected = truncated(u @ new_v.T + new_u @ v.T - alpha * u @ v.T, k)
+        np.testing.assert_allclose(solution.factors.dense(), expected, rtol=0, atol=1e-8)
+
+
+def entries(shape, rank, oversampling, condition, seed, corruption=0.0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    truth = synthetic.low_rank(keys[0], shape, rank, condition_number=condition, dtype="float64")
+    count = round(oversampling * rank * (sum(shape) - rank))
+    rows, cols, values = synthetic.sampled_entries(keys[1], truth, count, min_per_line=rank)
+    op, y = operators.SampledEntries.build(rows, cols, values, shape)
+    y, bad = synthetic.corrupt(keys[2], y, corruption=corruption)
+    return lr.Problem(op, y), truth, float(jnp.mean(bad))
+
+
+def error(problem, truth, solver, num_steps):
+    solution = lr.solve(problem, solver, KEY, num_steps=num_steps, record_every=num_steps)
+    return float(lr.metrics.relative_error(solution.factors, truth)), solution
+
+
+def test_recovers_from_twice_the_degrees_of_freedom_where_alternating_minimization_fails():
+    with jax.enable_x64(True):
+        problem, truth, _ = entries((130, 110), 3, 2.0, 1e3, 0)
+        found, solution = error(problem, truth, lr.GaussNewton(max_rank=3), 80)
+        assert found < 1e-11
+        assert int(solution.status) == status.CONVERGED
+        assert error(problem, truth, lr.AlternatingMinimization(max_rank=3), 100)[0] > 1e-2
+
+
+@pytest.mark.parametrize(("rank", "max_rank", "oversampling"), [(1, 1, 3.0), (2, 4, 6.0)])
+@pytest.mark.slow
+def test_rank_one_and_over_specified_rank(rank, max_rank, oversampling):
+    with jax.enable_x64(True):
+        problem, truth, _ = entries((60, 50), rank, oversampling, 10.0, 1)
+        assert error(problem, truth, lr.GaussNewton(max_rank=max_rank), 100)[0] < 1e-9
+
+
+def test_converges_superlinearly_on_dense_measurements():
+    with jax.enable_x64(True):
+        problem, truth = synthetic.matrix_sensing(
+            KEY, shape=(14, 10), rank=2, num_measurements=200, condition_number=100.0, dtype="float64"
+        )
+        solution = lr.solve(problem, lr.GaussNewton(max_rank=2), KEY, num_steps=30, truth=truth)
+        errors = np.asarray(solution.trace["relative_error"])
+        assert errors[-1] < 1e-12
+        assert solution.converged
+        assert int(solution.num_steps) <= 25
+
+
+def test_leaving_out_the_largest_residuals_undoes_outliers():
+    with jax.enable_x64(True):
+        problem, truth, fraction = entries((120, 100), 2, 5.0, 3.0, 2, corruption=0.05)
+        assert error(problem, truth, lr.GaussNewton(max_rank=2, outliers=fraction), 60)[0] < 1e-9
+        assert error(problem, truth, lr.GaussNewton(max_rank=2), 60)[0] > 1e-1
