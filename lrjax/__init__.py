@@ -20,6 +20,7 @@ from lrjax.problem import Problem as Problem
 from lrjax.sketching import LstsqResult as LstsqResult
 from lrjax.sketching import lstsq as lstsq
 from lrjax.solvers import AlternatingMinimization as AlternatingMinimization
+from lrjax.solvers import AlternatingProjections as AlternatingProjections
 from lrjax.solvers import Averaged as Averaged
 from lrjax.solvers import BestSoFar as BestSoFar
 from lrjax.solvers import GradientDescent as GradientDescent

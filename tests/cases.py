@@ -82,6 +82,11 @@ class Case:
         return getattr(inner, "symmetric", False)
 
     @property
+    def home(self) -> str:
+        """The operator of the tests that take one."""
+        return "dense" if "dense" in self.operators else self.operators[0]
+
+    @property
     def shape(self) -> tuple[int, int]:
         return (N1, N1) if self.symmetric else (N1, N2)
 
@@ -167,6 +172,14 @@ CASES = [
     Case("gd_optax", lr.GradientDescent(max_rank=RANK, optimizer=_momentum), "imbalance", FEW),
     Case("scaled_gd", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3), "step_size"),
     Case("scaled_gd_symmetric", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3, symmetric=True), "step_size"),
+    # So small a matrix is all below the threshold for singular values.
+    Case(
+        "projections",
+        lr.AlternatingProjections(max_rank=RANK, rank_threshold=0.0),
+        "decay",
+        ("identity", "mask"),
+        robust=True,
+    ),
     Case(
         "best_so_far",
         lr.BestSoFar(solver=lr.SubgradientMethod(max_rank=RANK, step_size=0.1)),

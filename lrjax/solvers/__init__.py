@@ -1,6 +1,7 @@
 """Solvers: pytrees of numbers with `init` and `step`, one file per algorithm."""
 
 from lrjax.solvers.alternating_minimization import AlternatingMinimization as AlternatingMinimization
+from lrjax.solvers.alternating_projections import AlternatingProjections as AlternatingProjections
 from lrjax.solvers.gradient_descent import GradientDescent as GradientDescent
 from lrjax.solvers.scaled_gradient_descent import ScaledGradientDescent as ScaledGradientDescent
 from lrjax.solvers.subgradient import SubgradientMethod as SubgradientMethod
