@@ -26,4 +26,7 @@ from lrjax.solvers import BestSoFar as BestSoFar
 from lrjax.solvers import GradientDescent as GradientDescent
 from lrjax.solvers import Restarted as Restarted
 from lrjax.solvers import ScaledGradientDescent as ScaledGradientDescent
+from lrjax.solvers import ScaledSubgradient as ScaledSubgradient
+from lrjax.solvers import SingularValueProjection as SingularValueProjection
+from lrjax.solvers import SoftImpute as SoftImpute
 from lrjax.solvers import SubgradientMethod as SubgradientMethod

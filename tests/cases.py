@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import lrjax as lr
-from lrjax import operators
+from lrjax import operators, step_sizes
 
 N1, N2, RANK, MEASUREMENTS = 7, 5, 2, 60
 
@@ -172,12 +172,21 @@ CASES = [
     Case("gd_optax", lr.GradientDescent(max_rank=RANK, optimizer=_momentum), "imbalance", FEW),
     Case("scaled_gd", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3), "step_size"),
     Case("scaled_gd_symmetric", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3, symmetric=True), "step_size"),
+    Case("svp", lr.SingularValueProjection(max_rank=RANK, step_size=0.3), "step_size", ("sampled",)),
+    Case("soft_impute", lr.SoftImpute(max_rank=RANK, decay=0.0), "penalty", ("dense",)),
+    Case(
+        "scaled_subgradient",
+        lr.ScaledSubgradient(max_rank=RANK, step_size=step_sizes.Geometric(value=0.1, decay=0.9)),
+        "damping",
+        ("dense",),
+        robust=True,
+    ),
     # So small a matrix is all below the threshold for singular values.
     Case(
         "projections",
         lr.AlternatingProjections(max_rank=RANK, rank_threshold=0.0),
         "decay",
-        ("identity", "mask"),
+        ("mask",),
         robust=True,
     ),
     Case(

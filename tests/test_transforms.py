@@ -152,7 +152,7 @@ def test_a_diverging_lane_leaves_the_others_alone():
 @pytest.mark.parametrize(
     ("name", "operator"),
     [(n, op) for n in ("altmin", "gd", "scaled_gd", "subgradient") for op in ("dense", "sampled", "mask")]
-    + [("projections", "identity"), ("projections", "mask")],
+    + [("projections", "identity"), ("projections", "mask"), ("svp", "sampled"), ("soft_impute", "mask")],
 )
 def test_zero_weight_is_not_measured(name: str, operator: str):
     """Junk in measurements of weight zero changes nothing, to the last bit."""

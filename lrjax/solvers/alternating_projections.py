@@ -162,13 +162,13 @@ class AlternatingProjections:
             row_total, col_total = weights.reshape(n1, n2).sum(1), weights.reshape(n1, n2).sum(0)
             unit = jnp.sum(weights) / jnp.sum(weights > 0).astype(y.dtype)
         sample = None
-        if n1 * n2 > 2 * SAMPLE and weights is None:
-            sample = jax.random.randint(key, (SAMPLE,), 0, n1 * n2)
-        elif n1 * n2 > 2 * SAMPLE:
-            count = jnp.cumsum((weights > 0).astype(jnp.int32))
-            sample = jnp.searchsorted(count, jax.random.randint(key, (SAMPLE,), 1, count[-1] + 1))
-        if weights is not None and sample is not None:
-            weights = weights[sample]
+        if n1 * n2 > 2 * SAMPLE:
+            if weights is None:
+                sample = jax.random.randint(key, (SAMPLE,), 0, n1 * n2)
+            else:
+                count = jnp.cumsum((weights > 0).astype(jnp.int32))
+                sample = jnp.searchsorted(count, jax.random.randint(key, (SAMPLE,), 1, count[-1] + 1))
+                weights = weights[sample]
         return _Extra(sample=sample, weights=weights, row_total=row_total, col_total=col_total, unit=unit)
 
     def _spread(self, residual: jax.Array, extra: _Extra) -> jax.Array:
