@@ -20,10 +20,14 @@ from lrjax.problem import Problem as Problem
 from lrjax.sketching import LstsqResult as LstsqResult
 from lrjax.sketching import lstsq as lstsq
 from lrjax.solvers import AlternatingMinimization as AlternatingMinimization
+from lrjax.solvers import AlternatingProjections as AlternatingProjections
 from lrjax.solvers import Averaged as Averaged
 from lrjax.solvers import BestSoFar as BestSoFar
 from lrjax.solvers import GaussNewton as GaussNewton
 from lrjax.solvers import GradientDescent as GradientDescent
 from lrjax.solvers import Restarted as Restarted
 from lrjax.solvers import ScaledGradientDescent as ScaledGradientDescent
+from lrjax.solvers import ScaledSubgradient as ScaledSubgradient
+from lrjax.solvers import SingularValueProjection as SingularValueProjection
+from lrjax.solvers import SoftImpute as SoftImpute
 from lrjax.solvers import SubgradientMethod as SubgradientMethod

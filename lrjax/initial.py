@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lrjax.factors import Factors
 from lrjax.linalg.svd import truncated_svd
 from lrjax.problem import Problem
+from lrjax.step_sizes import measured_quantile
 
 # Up to this side length one dense SVD costs less than the products of a Krylov method.
 DENSE_UP_TO = 128
@@ -182,6 +183,34 @@ def sign_spectral(
         root = jnp.sqrt(values)[None, :]
         left, right = keep_columns(u * root, mask), keep_columns(v * root, mask)
     return jax.lax.stop_gradient((Factors(left, right), values, edge))
+
+
+def truncated_spectral(
+    problem: Problem,
+    max_rank: int,
+    key: jax.Array,
+    *,
+    symmetric: bool,
+    rank: jax.Array | int | None = None,
+    keep: float = 5.0,
+) -> Factors:
+    """The spectral start from the measurements that are not conspicuously large, rescaled by quantiles.
+
+    Measurements above `keep` times the 35 % quantile of `|y|` are left out; the scale is set so that the same quantile
+    of `|A(X)|` matches. Outliers below that size still count, unlike in `sign_spectral` with its blunter signs.
+
+    Source: Tong, Ma and Chi, arXiv 2010.13364, who drop a known fraction.
+    """
+    y, weights = problem.observed(), problem.effective_weights()
+    typical = measured_quantile(jnp.abs(y), weights, 0.35)
+    small = jnp.where(jnp.abs(y) <= keep * typical, problem.weighted(jnp.ones_like(y)), 0)
+    trimmed = Problem(problem.operator, jnp.where(small > 0, y, 0), small, problem.loss)
+    start = spectral(trimmed, max_rank, key, rank=rank, symmetric=symmetric)
+    image = jnp.abs(problem.operator.forward(start.left, start.right))
+    reached = measured_quantile(image, weights, 0.35)
+    scale = jnp.sqrt(typical / jnp.where(reached > 0, reached, 1))
+    scale = jnp.where(reached > 0, scale, 1)
+    return jax.lax.stop_gradient(Factors(start.left * scale, start.right * scale))
 
 
 def small_random(

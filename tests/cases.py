@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import lrjax as lr
-from lrjax import operators
+from lrjax import operators, step_sizes
 
 N1, N2, RANK, MEASUREMENTS = 7, 5, 2, 60
 
@@ -80,6 +80,11 @@ class Case:
     def symmetric(self) -> bool:
         inner = getattr(self.solver, "solver", self.solver)
         return getattr(inner, "symmetric", False)
+
+    @property
+    def home(self) -> str:
+        """The operator of the tests that take one."""
+        return "dense" if "dense" in self.operators else self.operators[0]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -174,6 +179,23 @@ CASES = [
         lr.GaussNewton(max_rank=RANK, outliers=0.1, inner_tolerance=1e-14),
         "ridge",
         FEW,
+        robust=True,
+    ),
+    Case("svp", lr.SingularValueProjection(max_rank=RANK, step_size=0.3), "step_size", ("sampled",)),
+    Case("soft_impute", lr.SoftImpute(max_rank=RANK, decay=0.0), "penalty", ("dense",)),
+    Case(
+        "scaled_subgradient",
+        lr.ScaledSubgradient(max_rank=RANK, step_size=step_sizes.Geometric(value=0.1, decay=0.9)),
+        "damping",
+        ("dense",),
+        robust=True,
+    ),
+    # So small a matrix is all below the threshold for singular values.
+    Case(
+        "projections",
+        lr.AlternatingProjections(max_rank=RANK, rank_threshold=0.0),
+        "decay",
+        ("mask",),
         robust=True,
     ),
     Case(

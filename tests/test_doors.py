@@ -51,11 +51,12 @@ def run(solver, loss=SQUARED, **changes):
     return solve(problem(loss=loss, **changes), solver)
 
 
-Alt, GD, Scaled, Sub = (
+Alt, GD, Scaled, Sub, Proj = (
     lr.AlternatingMinimization,
     lr.GradientDescent,
     lr.ScaledGradientDescent,
     lr.SubgradientMethod,
+    lr.AlternatingProjections,
 )
 IDENTITY = operators.Identity(matrix_shape=SHAPE)
 
@@ -279,6 +280,27 @@ SETTINGS = [
         lambda: run(Sub(max_rank=1, step_size=step_sizes.Polyak(optimum=-1.0)), ABSOLUTE),
         "step_size.optimum .*-1.0",
     ),
+    ("projections operator", lambda: run(Proj(max_rank=1), ABSOLUTE), "Identity or EntryMask; got DenseEnsemble"),
+    (
+        "projections sampled",
+        lambda: solve(lr.Problem(*build()), Proj(max_rank=1)),
+        "Identity or EntryMask; got SampledEntries.*SubgradientMethod",
+    ),
+    ("projections decay", lambda: run(Proj(max_rank=1, decay=1.5), operator=IDENTITY), "decay .*1.5"),
+    ("projections first", lambda: run(Proj(max_rank=1, first_threshold=0.0), operator=IDENTITY), "first_thr.*0.0"),
+    ("projections last", lambda: run(Proj(max_rank=1, last_threshold=-1.0), operator=IDENTITY), "last_thr.*-1.0"),
+    ("projections rank", lambda: run(Proj(max_rank=1, rank_threshold=-1.0), operator=IDENTITY), "rank_thr.*-1.0"),
+    ("projections tolerance", lambda: run(Proj(max_rank=1, tolerance=-1.0), operator=IDENTITY), "tolerance .*-1.0"),
+    ("scaled l1 squared", lambda: run(lr.ScaledSubgradient(max_rank=1)), "ScaledSubgradient .*absolute loss.*Squared"),
+    ("scaled l1 damping", lambda: run(lr.ScaledSubgradient(max_rank=1, damping=-1.0), ABSOLUTE), "damping .*-1.0"),
+    ("scaled l1 step", lambda: run(lr.ScaledSubgradient(max_rank=1, step_size="x"), ABSOLUTE), "step_size .*'x'"),
+    ("svp step", lambda: run(lr.SingularValueProjection(max_rank=1, step_size=0.0)), "step_size .*0.0"),
+    ("svp power", lambda: run(lr.SingularValueProjection(max_rank=1, power_steps=0)), "power_steps .*got 0"),
+    ("svp loss", lambda: run(lr.SingularValueProjection(max_rank=1), ABSOLUTE), "SingularValueProjection .*smooth"),
+    ("soft penalty", lambda: run(lr.SoftImpute(max_rank=1, penalty=1.5)), "penalty .*1.5"),
+    ("soft absolute", lambda: run(lr.SoftImpute(max_rank=1, penalty=-1.0, relative=False)), "penalty .*-1.0"),
+    ("soft decay", lambda: run(lr.SoftImpute(max_rank=1, decay=1.0)), "decay .*1.0"),
+    ("soft loss", lambda: run(lr.SoftImpute(max_rank=1), ABSOLUTE), "SoftImpute .*smooth"),
     ("restarts", lambda: run(lr.Restarted(solver=GD(max_rank=1), num_restarts=0)), "num_restarts .*got 0"),
     ("truncate zero", lambda: factors(k=2).truncate(0), r"rank .*1\.\.2.*got 0"),
     ("truncate too much", lambda: factors(k=2).truncate(3), r"rank .*1\.\.2.*got 3"),

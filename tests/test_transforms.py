@@ -21,7 +21,7 @@ BY_NAME = {case.name: case for case in CASES}
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_keeps_the_promises_of_a_solver(case: Case):
     """Jit is eager, vmap over keys is a loop, the info is true; from the solver's own start."""
-    check_solver(case.solver, case.problem("sampled" if "altmin" in case.name else "dense"), KEY, num_steps=3)
+    check_solver(case.solver, case.problem("sampled" if "altmin" in case.name else case.home), KEY, num_steps=3)
 
 
 def _compiles_long(case: Case, operator: str) -> bool:
@@ -76,7 +76,7 @@ def test_dtype_is_kept_under_x64_and_strict_promotion(case: Case, operator: str)
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_one_trace_serves_all_values(case: Case):
-    problem = case.problem("dense")
+    problem = case.problem(case.home)
     solver = case.with_parameter(0.11)
     lr.solve(problem, solver, KEY, num_steps=2)
     before = _solve._solve._cache_size()
@@ -152,8 +152,11 @@ def test_a_diverging_lane_leaves_the_others_alone():
         batch.check()
 
 
-@pytest.mark.parametrize("name", ["altmin", "gd", "scaled_gd", "subgradient"])
-@pytest.mark.parametrize("operator", ["dense", "sampled", "mask"])
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [(n, op) for n in ("altmin", "gd", "scaled_gd", "subgradient") for op in ("dense", "sampled", "mask")]
+    + [("projections", "identity"), ("projections", "mask"), ("svp", "sampled"), ("soft_impute", "mask")],
+)
 def test_zero_weight_is_not_measured(name: str, operator: str):
     """Junk in measurements of weight zero changes nothing, to the last bit."""
     case = BY_NAME[name]

@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lrjax import losses, status
+from lrjax import initial, losses, status
 from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree
-from lrjax.factors import Factors
+from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
 
 
@@ -67,6 +68,49 @@ def describe_square(problem: Problem, square: jax.Array) -> dict[str, jax.Array]
 def symmetric_product(problem: Problem, z: jax.Array, u: jax.Array) -> jax.Array:
     """`(A*(z) + A*(z)^T) u`."""
     return problem.operator.adjoint_matmul(z, u) + problem.operator.adjoint_rmatmul(z, u)
+
+
+def orthonormal(factor: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """An orthonormal basis of the columns in use; the others stay zero."""
+    if mask is not None:
+        # Zero columns would make QR singular; anything independent does in their place.
+        filler = jax.random.normal(jax.random.key(0), factor.shape, factor.dtype)
+        factor = jnp.where(mask[None, :] > 0, factor, filler)
+    return initial.keep_columns(jnp.linalg.qr(factor)[0], mask)
+
+
+def precondition(gradient: jax.Array, other: jax.Array, damping: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`gradient (other^T other + damping I)^-1`, safe for zero and masked columns."""
+    k = other.shape[1]
+    gram = matmul(other.T, other)
+    eps = jnp.finfo(gram.dtype).eps
+    mean = jnp.trace(gram) / k
+    shift = damping + k * eps * jnp.where(mean > 0, mean, 1)
+    gram = gram + shift * jnp.eye(k, dtype=gram.dtype)
+    if mask is not None:
+        gram = gram + jnp.diag(1 - mask) * jnp.where(mean > 0, mean, 1)
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram), True), gradient.T).T
+
+
+def check_step_rule(rule: Any) -> None:
+    """Raises a `ValueError` unless `rule` is `None`, a positive number or a rule of `lrjax.step_sizes`."""
+    if isinstance(rule, (type, str, bytes)) or np.ndim(rule) != 0:
+        raise ValueError(f"step_size must be a rule of lrjax.step_sizes or a number; got {rule!r}")
+    # An array, even of one number, has a `size` too, but no `reference`.
+    if hasattr(rule, "reference"):
+        for name in ("value", "decay", "quantile", "power", "optimum"):
+            high = 1 if name in ("decay", "quantile") else None
+            check_range(f"step_size.{name}", getattr(rule, name, None), low=0, high=high)
+    else:
+        check_range("step_size", rule, low=0, open_low=True)
+
+
+def require_absolute(solver: str, problem: Problem) -> None:
+    """Raises a `ValueError` for any but the absolute loss."""
+    if not isinstance(problem.loss, losses.Absolute):
+        raise ValueError(
+            f"{solver} minimises the absolute loss; problem.loss is {problem.loss!r}. Pass loss=lrjax.losses.Absolute()"
+        )
 
 
 def require_squared_or_smooth(solver: str, problem: Problem) -> None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lrjax import initial
 from lrjax._checks import check_choice, check_range
 from lrjax._pytree import pytree
-from lrjax.factors import Factors, matmul
+from lrjax.factors import Factors
 from lrjax.problem import Problem
 from lrjax.solvers import _common
 from lrjax.solvers._common import FirstOrderState
@@ -99,15 +99,9 @@ class ScaledGradientDescent:
         return self.damping * state.extra.size if self.damping_rule == "fixed" else jnp.zeros_like(state.extra.size)
 
     def _precondition(self, gradient: jax.Array, other: jax.Array, damping: jax.Array) -> jax.Array:
-        k = self.max_rank
-        gram = matmul(other.T, other)
-        eps = jnp.finfo(gram.dtype).eps
-        mean = jnp.trace(gram) / k
-        shift = damping + k * eps * jnp.where(mean > 0, mean, 1)
-        gram = gram + shift * jnp.eye(k, dtype=gram.dtype)
-        if (mask := initial.column_mask(k, self.rank, gram.dtype)) is not None:
-            gram = gram + jnp.diag(1 - mask) * jnp.where(mean > 0, mean, 1)
-        return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram), True), gradient.T).T
+        return _common.precondition(
+            gradient, other, damping, initial.column_mask(self.max_rank, self.rank, other.dtype)
+        )
 
     def step(self, problem: Problem, state: FirstOrderState, key: jax.Array) -> tuple[FirstOrderState, jax.Array]:
         """One preconditioned step."""

@@ -4,9 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lrjax import initial, losses, status, step_sizes
+from lrjax import initial, status, step_sizes
 from lrjax._checks import check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors
@@ -88,24 +87,11 @@ class SubgradientMethod:
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
         _common.check_rank(self, problem)
-        if not isinstance(problem.loss, losses.Absolute):
-            raise ValueError(
-                f"SubgradientMethod minimises the absolute loss; problem.loss is {problem.loss!r}. "
-                "Pass loss=lrjax.losses.Absolute()"
-            )
+        _common.require_absolute("SubgradientMethod", problem)
         check_range("initial_scale", self.initial_scale, low=0, open_low=True)
         check_range("hidden_scale", self.hidden_scale, low=0, high=1)
         check_range("tolerance", self.tolerance, low=0)
-        rule = self.step_size
-        if isinstance(rule, (type, str, bytes)) or np.ndim(rule) != 0:
-            raise ValueError(f"step_size must be a rule of lrjax.step_sizes or a number; got {rule!r}")
-        # An array, even of one number, has a `size` too, but no `reference`.
-        if hasattr(rule, "reference"):
-            for name in ("value", "decay", "quantile", "power", "optimum"):
-                high = 1 if name in ("decay", "quantile") else None
-                check_range(f"step_size.{name}", getattr(rule, name, None), low=0, high=high)
-        else:
-            check_range("step_size", rule, low=0, open_low=True)
+        _common.check_step_rule(self.step_size)
 
     def _rule(self, problem: Problem) -> Any:
         if self.step_size is None:
