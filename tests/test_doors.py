@@ -422,8 +422,19 @@ BUILDERS = [
         lambda: complete(rows=(0, 0, 1), cols=(0, 0, 1), weights=[1, 1, 1], duplicates="sum"),
         "weights .*duplicates",
     ),
+    ("complete ensemble", lambda: complete(ensemble=1), "ensemble .*got 1"),
+    ("complete early", lambda: complete(early_stopping=True), "early_stopping.*holdout=0"),
+    ("complete nonnegative", lambda: complete(nonnegative=True, biases=True), "nonnegative.*biases"),
+    ("complete by count", lambda: complete(solver=Alt(max_rank=1), ridge_by_count=True), "ridge_by_count=True"),
+    ("altmin by count", lambda: run(Alt(max_rank=1, ridge_by_count=True)), "ridge_by_count need.*DenseEnsemble"),
+    ("altmin sign", lambda: solve(lr.Problem(IDENTITY, np.ones(12, F32)), Alt(max_rank=1, nonnegative=True)), "orthon"),
+    (
+        "altmin biases",
+        lambda: solve(lr.Problem(IDENTITY, np.ones(12, F32)), Alt(max_rank=2, biases=True, orthonormalize=False)),
+        "at least 3.*max_rank=2",
+    ),
     ("complete solver", lambda: complete(solver=Alt(max_rank=2)), "max_rank=1.*max_rank=2"),
-    ("complete solver ridge", lambda: complete(solver=Alt(max_rank=1), ridge=1.0), "ridge .*solver.*1.0"),
+    ("complete solver ridge", lambda: complete(solver=Alt(max_rank=1), ridge=1.0), "ridge.*solver.*ridge=1.0"),
     ("complete solver class", lambda: complete(solver=Alt), "solver must be"),
 ]
 

@@ -7,8 +7,8 @@ import pytest
 from cases import OPERATORS
 
 import lrjax as lr
-from lrjax import operators
-from lrjax.linalg.rows import RowProblem, testing
+from lrjax import operators, testing
+from lrjax.linalg.rows import RowProblem
 from lrjax.operators.base import Operator
 from lrjax.solvers._common import FirstOrderState
 

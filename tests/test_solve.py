@@ -407,10 +407,11 @@ def test_complete_on_ratings():
     assert bool(with_biases.cols_short[3])
     assert int(with_biases.rows_short.sum()) < 5
     # A cold row is predicted by the offset and the column's bias.
+    assert float(with_biases.row_bias[7]) == 0
     expected = with_biases.offset + with_biases.col_bias[4]
     np.testing.assert_allclose(with_biases.predict([7], [4])[0], expected, rtol=1e-6)
     # Spoiling exactly the held-out values cannot change the fit, and shows in their error alone.
-    held = np.asarray(jax.random.uniform(jax.random.split(KEY)[0], values.shape) < 0.2)
+    held = np.asarray(jax.random.uniform(jax.random.split(KEY, 3)[0], values.shape) < 0.2)
     spoiled = lr.complete(
         rows,
         cols,
@@ -437,3 +438,146 @@ def test_complete_with_weights_and_duplicates():
     twice = np.concatenate([np.arange(600), np.arange(50)])
     merged = run(rows[twice], cols[twice], values[twice], duplicates="mean")
     assert float(metrics.relative_error(merged.factors, truth)) < 1e-5
+
+
+def ratings(seed=0, shape=(60, 50), noise=0.3):
+    """Rank 2 plus offsets plus noise: rows, columns, values, and the matrix without the noise."""
+    rng = np.random.default_rng(seed)
+    n1, n2 = shape
+    clean = 3 + 0.7 * rng.standard_normal((n1, 1)) + 0.5 * rng.standard_normal((1, n2))
+    clean = clean + rng.standard_normal((n1, 2)) @ rng.standard_normal((2, n2))
+    rows, cols = np.nonzero(rng.random(shape) < 0.5)
+    values = (clean[rows, cols] + noise * rng.standard_normal(len(rows))).astype(np.float32)
+    return rows, cols, values, clean
+
+
+def test_biases_are_fitted_together_with_the_factors():
+    """Against dense NumPy: block coordinate descent on the same penalised least squares."""
+    rows, cols, values, clean = ratings()
+    ridge, rank, shape = 2.0, 2, clean.shape
+    done = lr.complete(rows, cols, values, shape, rank=rank, key=KEY, ridge=ridge, biases=True, num_steps=200)
+    y, mask = np.zeros(shape), np.zeros(shape, bool)
+    y[rows, cols], mask[rows, cols] = values - values.mean(), True
+    left = np.random.default_rng(1).standard_normal((shape[0], rank))
+    b, c = np.zeros(shape[0]), np.zeros(shape[1])
+
+    def half(factor, y, mask, offset):
+        """Rows `(coefficients, own offset)` given the other factor and the other offset."""
+        out = np.zeros((len(y), rank + 1))
+        for i, on in enumerate(mask):
+            a = np.column_stack([factor[on], np.ones(on.sum())])
+            out[i] = np.linalg.solve(a.T @ a + ridge * np.eye(rank + 1), a.T @ (y[i, on] - offset[on]))
+        return out[:, :rank], out[:, rank]
+
+    for _ in range(300):
+        right, c = half(left, y.T, mask.T, b)
+        left, b = half(right, y, mask, c)
+    expected = values.mean() + left @ right.T + b[:, None] + c[None, :]
+    grid = np.indices(shape)
+    np.testing.assert_allclose(done.predict(*grid), expected, atol=2e-3)
+    np.testing.assert_allclose(done.row_bias, b, atol=2e-3)
+    assert done.factors.max_rank == rank
+
+
+def test_uncertainty_is_about_the_error():
+    """The ensemble's standard error, over all entries, is within a factor of 1.6 of the actual error."""
+    rows, cols, values, clean = ratings(noise=0.3)
+    done = lr.complete(rows, cols, values, clean.shape, rank=2, key=KEY, ridge=0.3, biases=True, ensemble=12)
+    grid = np.indices(clean.shape)
+    error = np.sqrt(np.mean((done.predict(*grid) - clean) ** 2))
+    claimed = np.sqrt(np.mean(done.uncertainty(*grid) ** 2))
+    assert 1 / 1.6 < claimed / error < 1.6, (claimed, error)
+    assert done.members.left.shape[0] == 12
+    plain = lr.complete(rows, cols, values, clean.shape, rank=2, key=KEY, num_steps=2)
+    with pytest.raises(ValueError, match="ensemble=16"):
+        plain.uncertainty([0], [0])
+
+
+def test_early_stopping_keeps_the_best_step():
+    """Rank 8 without a ridge overfits 10 % noise: the held-out error has its minimum early."""
+    rows, cols, values, clean = ratings(noise=0.5)
+    run = lambda **rest: lr.complete(
+        rows, cols, values, clean.shape, rank=8, key=KEY, ridge=0.05, holdout=0.2, num_steps=40, **rest
+    )
+    stopped, full = run(early_stopping=True), run()
+    seen = np.asarray(stopped.solution.trace["holdout_rmse"])
+    assert len(seen) < 41
+    assert int(stopped.solution.num_steps) == int(np.argmin(seen))
+    assert float(stopped.holdout_rmse) == pytest.approx(float(seen.min()), rel=1e-4)
+    assert float(stopped.holdout_rmse) <= float(full.holdout_rmse) + 1e-6
+
+
+def test_recommend_is_the_sorted_dense_prediction():
+    rows, cols, values, clean = ratings()
+    done = lr.complete(rows, cols, values, clean.shape, rank=2, key=KEY, ridge=1.0, biases=True, num_steps=5)
+    dense = done.predict(*np.indices(clean.shape))
+    found, scores = done.recommend([3, 0, 3], 4, include_seen=True)
+    for row, best, score in zip([3, 0, 3], found, scores, strict=True):
+        np.testing.assert_array_equal(best, np.argsort(-dense[row])[:4])
+        np.testing.assert_allclose(score, dense[row][best], rtol=1e-5)
+    unseen = dense.copy()
+    unseen[rows, cols] = -np.inf
+    found, scores = done.recommend(np.arange(60), 50)
+    for row in range(60):
+        left = int(np.isfinite(unseen[row]).sum())
+        np.testing.assert_array_equal(found[row][:left], np.argsort(-unseen[row])[:left])
+        assert (found[row][left:] == -1).all()
+        assert np.isneginf(scores[row][left:]).all()
+
+
+@pytest.mark.parametrize("operator", ["mask", "sampled"])
+def test_nonnegative_factors(operator):
+    """A nonnegative truth is found by nonnegative factors; every row is at its constrained optimum."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        left, right = rng.random((30, 2)), rng.random((25, 2))
+        mask, dense = rng.random((30, 25)) < 0.7, left @ right.T
+        if operator == "mask":
+            op, y = lr.operators.EntryMask.from_mask(mask), jnp.asarray(np.where(mask, dense, 0).ravel())
+        else:
+            op, y = lr.operators.SampledEntries.build(*np.nonzero(mask), dense[mask], mask.shape)
+        solver = lr.AlternatingMinimization(max_rank=2, nonnegative=True, orthonormalize=False)
+        solution = lr.solve(lr.Problem(op, y), solver, KEY, num_steps=500, record_every=500, truth=jnp.asarray(dense))
+        assert float(solution.trace["relative_error"][-1]) < 1e-3
+        assert float(jnp.min(solution.factors.left)) >= 0
+        assert float(jnp.min(solution.factors.right)) >= 0
+        from scipy.optimize import nnls
+
+        right = np.asarray(solution.factors.right)
+        for i in (0, 7):
+            expected = nnls(right[mask[i]], dense[i, mask[i]])[0]
+            np.testing.assert_allclose(solution.factors.left[i], expected, atol=1e-6)
+        # Values of both signs: the constraint binds, where the free fit is exact.
+        signed = lr.Problem(op, y - y.mean())
+        bound = lr.solve(signed, solver, KEY, num_steps=50, record_every=50)
+        free = lr.solve(signed, lr.AlternatingMinimization(max_rank=3), KEY, num_steps=50, record_every=50)
+        assert float(bound.trace["residual"][-1]) > 0.1
+        assert float(free.trace["residual"][-1]) < 1e-6
+
+
+def test_ridge_by_count_scales_the_ridge_of_each_row():
+    with jax.enable_x64(True):
+        rows, cols, values, clean = ratings()
+        op, y = lr.operators.SampledEntries.build(rows, cols, values.astype(np.float64), clean.shape)
+        solver = lr.AlternatingMinimization(max_rank=2, ridge=0.1, ridge_by_count=True, orthonormalize=False)
+        solution = lr.solve(lr.Problem(op, y), solver, KEY, num_steps=3, record_every=3)
+        right, row = np.asarray(solution.factors.right), rows == 4
+        a = right[cols[row]]
+        expected = np.linalg.solve(a.T @ a + 0.1 * row.sum() * np.eye(2), a.T @ values[row].astype(float))
+        np.testing.assert_allclose(solution.factors.left[4], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("condition_number", [1.0, 100.0])
+def test_over_relaxation_saves_steps_and_changes_nothing_else(condition_number):
+    """Same limit in at most three quarters of the steps, from the random start, also at condition number 100."""
+    with jax.enable_x64(True):
+        problem, truth = lr.synthetic.matrix_completion(
+            KEY, shape=(120, 100), rank=3, fraction=0.3, condition_number=condition_number, dtype="float64"
+        )
+        steps = {}
+        for accelerate in (True, False):
+            solver = lr.AlternatingMinimization(max_rank=3, accelerate=accelerate, tolerance=1e-10)
+            solution = lr.solve(problem, solver, KEY, num_steps=200, record_every=200, truth=truth)
+            assert float(solution.trace["relative_error"][-1]) < 1e-8
+            steps[accelerate] = int(solution.num_steps)
+        assert steps[True] <= 0.75 * steps[False], steps

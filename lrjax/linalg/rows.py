@@ -7,8 +7,8 @@ import numpy as np
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 
-# Up to this size elimination with the batch axis last is as fast as a batched LAPACK call, or up to four times
-# faster (measured on a CPU: 3.6 against 1.6 million solves a second at k = 10, float64; even at k = 20).
+# Size up to which elimination with the batch axis last beats splitting the systems in two (measured on a CPU: 3.6
+# million solves a second at k = 10, float64, against 1.6 of a batched LAPACK call; about equal from k = 20 on).
 ELIMINATE_UP_TO = 16
 
 
@@ -22,36 +22,52 @@ def solve_rows(gram: jax.Array, rhs: jax.Array) -> jax.Array:
     Returns:
         `(n, k)`. Systems that are not positive definite give NaN or garbage: regularise first (`guard_ridge`).
 
-    By elimination for small `k`, by Cholesky otherwise; the derivative is that of the solution, not of the steps.
+    Elimination in plain array operations: LAPACK calls inside a mapped block have been seen to hang on a CPU. The
+    derivative is that of the solution, not of the steps.
     """
-
-    def solve(_, b: jax.Array) -> jax.Array:
-        if gram.shape[-1] <= ELIMINATE_UP_TO:
-            return _eliminate(gram, b)
-        factor = jnp.linalg.cholesky(gram)
-        return jax.scipy.linalg.cho_solve((factor, True), b[..., None])[..., 0]
-
+    solve = lambda _, b: _solve(gram, b[..., None])[..., 0]
     product = lambda x: matmul(gram, x[..., None])[..., 0]
     return jax.lax.custom_linear_solve(product, rhs, solve, symmetric=True)
 
 
+def _solve(gram: jax.Array, rhs: jax.Array) -> jax.Array:
+    """`rhs` is `(n, k, q)`. Halves large systems (a block elimination), so that most of the work is products."""
+    k = gram.shape[-1]
+    if k <= ELIMINATE_UP_TO:
+        return _eliminate(gram, rhs)
+    h = k // 2
+    corner = gram[:, :h, h:]
+    # The first half over the second: x1 = first[..., rest] - first[..., :k - h] x2.
+    first = _solve(gram[:, :h, :h], jnp.concatenate([corner, rhs[:, :h]], axis=-1))
+    update = matmul(jnp.swapaxes(corner, 1, 2), first)
+    second = _solve(gram[:, h:, h:] - update[..., : k - h], rhs[:, h:] - update[..., k - h :])
+    return jnp.concatenate([first[..., k - h :] - matmul(first[..., : k - h], second), second], axis=1)
+
+
 def _eliminate(gram: jax.Array, rhs: jax.Array) -> jax.Array:
-    """Gauss-Jordan elimination with the batch axis last, so that every step is one long vector operation.
+    """Gaussian elimination with the batch axis last, so that every step is one long vector operation.
 
     Without pivoting: positive definite systems need none.
     """
     k = gram.shape[-1]
-    # (column, row, batch): the matrix beside the right-hand side.
-    augmented = jnp.concatenate([jnp.moveaxis(gram, 0, -1), rhs.T[None]])
-    unit = jnp.eye(k, dtype=gram.dtype)
+    # (row, column, batch): the matrix beside the right-hand sides.
+    augmented = jnp.moveaxis(jnp.concatenate([gram, rhs], axis=-1), 0, -1)
+    below = jnp.arange(k)
 
     def eliminate(i: jax.Array, m: jax.Array) -> jax.Array:
-        row, column, e = m[:, i], m[i], unit[i][:, None]
-        # Subtracting this multiple of the pivot row zeroes the column elsewhere and scales the pivot to one.
-        multiple = (column - e) / row[i][None, :]
-        return m - row[:, None] * multiple[None, :]
+        multiple = jnp.where((below > i)[:, None], m[:, i] / m[i, i][None, :], 0)
+        return m - multiple[:, None] * m[i][None, :]
 
-    return jax.lax.fori_loop(0, k, eliminate, augmented)[k].T
+    upper = jax.lax.fori_loop(0, k, eliminate, augmented)
+
+    def substitute(step: jax.Array, x: jax.Array) -> jax.Array:
+        i = k - 1 - step
+        # What is not solved for yet is zero in x.
+        known = jnp.sum(upper[i, :k][:, None] * x, axis=0)
+        return x.at[i].set((upper[i, k:] - known) / upper[i, i][None, :])
+
+    solution = jax.lax.fori_loop(0, k, substitute, jnp.zeros_like(augmented[:, k:]))
+    return jnp.moveaxis(solution, -1, 0)
 
 
 def solve_rows_nonnegative(gram: jax.Array, rhs: jax.Array, num_sweeps: int = 30) -> jax.Array:
@@ -75,7 +91,9 @@ def solve_rows_nonnegative(gram: jax.Array, rhs: jax.Array, num_sweeps: int = 30
     return jax.lax.fori_loop(0, num_sweeps * k, coordinate, jnp.maximum(solve_rows(gram, rhs), 0).T).T
 
 
-def guard_ridge(gram: jax.Array, count: jax.Array, ridge: jax.Array, mask: jax.Array | None) -> jax.Array:
+def guard_ridge(
+    gram: jax.Array, count: jax.Array, ridge: jax.Array, mask: jax.Array | None, damping: jax.Array | float = 0.0
+) -> jax.Array:
     """`gram + ridge I`, made safely positive definite.
 
     Rows with fewer measurements than unknowns are under-determined, and fitting them exactly is what makes
@@ -87,13 +105,14 @@ def guard_ridge(gram: jax.Array, count: jax.Array, ridge: jax.Array, mask: jax.A
         count: `(n,)` number of measurements of each row with positive weight.
         ridge: scalar or `(n,)`, added as it is.
         mask: `(k,)` ones for the columns in use, or `None`; unused columns get a one on the diagonal.
+        damping: further ridge, relative to the mean diagonal.
     """
     k = gram.shape[-1]
     diagonal = jnp.trace(gram, axis1=-2, axis2=-1)
     in_use = jnp.asarray(k, gram.dtype) if mask is None else jnp.sum(mask)
     # Four epsilons: no more than the rounding error of the Gram matrix, which is the floor of what can be recovered.
     relative = jnp.where(count.astype(gram.dtype) < in_use, 0.1, 4 * jnp.finfo(gram.dtype).eps).astype(gram.dtype)
-    shift = ridge + relative * diagonal / in_use
+    shift = ridge + (relative + damping) * diagonal / in_use
     shift = jnp.where(diagonal + ridge > 0, shift, jnp.ones_like(shift))
     eye = jnp.eye(k, dtype=gram.dtype)[None]
     guarded = gram + shift[:, None, None] * eye
@@ -127,11 +146,13 @@ class RowProblem:
         mask: `(k,)` ones for the columns in use, or `None`.
         by_count: multiply the penalty by the number of measurements of the row.
         nonnegative: no entry of the row may be negative.
+        damping: further ridge, relative to the mean diagonal of the row's normal matrix.
         unit: a column whose coefficient is fixed at one: what it holds is subtracted from the measurements.
     """
 
     ridge: jax.Array | float = 0.0
     mask: jax.Array | None = None
+    damping: jax.Array | float = 0.0
     unit: int | None = jax.tree.static(default=None)
     by_count: bool = jax.tree.static(default=False)
     nonnegative: bool = jax.tree.static(default=False)
@@ -145,7 +166,7 @@ class RowProblem:
         if self.unit is not None:
             free = jnp.ones(gram.shape[-1], gram.dtype).at[self.unit].set(0)
             mask = free if mask is None else mask * free
-        return solve(guard_ridge(gram, count, ridge, mask), rhs)
+        return solve(guard_ridge(gram, count, ridge, mask, self.damping), rhs)
 
     def split(self, factor: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """The columns of a factor with free coefficients (the fixed one zeroed), and the fixed one `(n,)`, if any."""
