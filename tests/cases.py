@@ -82,6 +82,11 @@ class Case:
         return getattr(inner, "symmetric", False)
 
     @property
+    def first(self) -> str:
+        """The operator of the tests that take one: dense, where the solver is defined on it."""
+        return self.operators[0]
+
+    @property
     def shape(self) -> tuple[int, int]:
         return (N1, N1) if self.symmetric else (N1, N2)
 
@@ -167,6 +172,7 @@ CASES = [
     Case("gd_optax", lr.GradientDescent(max_rank=RANK, optimizer=_momentum), "imbalance", FEW),
     Case("scaled_gd", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3), "step_size"),
     Case("scaled_gd_symmetric", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3, symmetric=True), "step_size"),
+    Case("irls", lr.IRLS(max_rank=RANK, inner_tolerance=1e-12), "smoothing", ("mask", "sampled")),
     Case(
         "best_so_far",
         lr.BestSoFar(solver=lr.SubgradientMethod(max_rank=RANK, step_size=0.1)),

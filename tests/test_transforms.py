@@ -20,7 +20,7 @@ BY_NAME = {case.name: case for case in CASES}
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_keeps_the_promises_of_a_solver(case: Case):
     """Jit is eager, vmap over keys is a loop, the info is true; from the solver's own start."""
-    check_solver(case.solver, case.problem("sampled" if "altmin" in case.name else "dense"), KEY, num_steps=3)
+    check_solver(case.solver, case.problem("sampled" if "altmin" in case.name else case.first), KEY, num_steps=3)
 
 
 def _compiles_long(case: Case, operator: str) -> bool:
@@ -73,7 +73,7 @@ def test_dtype_is_kept_under_x64_and_strict_promotion(case: Case, operator: str)
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_one_trace_serves_all_values(case: Case):
-    problem = case.problem("dense")
+    problem = case.problem(case.first)
     solver = case.with_parameter(0.11)
     lr.solve(problem, solver, KEY, num_steps=2)
     before = _solve._solve._cache_size()

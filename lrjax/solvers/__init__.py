@@ -2,6 +2,7 @@
 
 from lrjax.solvers.alternating_minimization import AlternatingMinimization as AlternatingMinimization
 from lrjax.solvers.gradient_descent import GradientDescent as GradientDescent
+from lrjax.solvers.irls import IRLS as IRLS
 from lrjax.solvers.scaled_gradient_descent import ScaledGradientDescent as ScaledGradientDescent
 from lrjax.solvers.subgradient import SubgradientMethod as SubgradientMethod
 from lrjax.solvers.wrappers import Averaged as Averaged
