@@ -210,7 +210,7 @@ SETTINGS = [
     (
         "irls smoothing",
         lambda: run(lr.IRLS(max_rank=1, smoothing=1.5), operator=IDENTITY),
-        r"smoothing .*2.0",
+        r"smoothing .*\(0, 1\].*1.5",
     ),
     (
         "irls inner_tolerance",

@@ -208,7 +208,7 @@ class IRLS:
             core = matmul(u.T, b)
             stiff = jnp.concatenate([(b - matmul(u, core)) * outer[None, :], normal_right(x[n1:]) * outer[None, :]])
             stiff = stiff.at[:n1].add(matmul(u, inner * core))
-            # Outside V^T C = 0, where no iterate goes, the identity keeps the system definite for its transpose.
+            # Outside V^T C = 0, where no iterate goes, the identity keeps the system definite.
             stray = jnp.concatenate([jnp.zeros_like(b), matmul(v, matmul(v.T, x[n1:]))])
             b_free = jnp.concatenate([b, normal_right(x[n1:])])
             return adjoint(on(op.forward(*tangent(b_free)))) + stiff + stray
@@ -217,10 +217,11 @@ class IRLS:
         v_fixed = jax.lax.stop_gradient(v)
 
         def precondition(x):
-            c = x[n1:] - matmul(v_fixed, matmul(v_fixed.T, x[n1:]))
-            both = jnp.sum(blocks * jnp.concatenate([x[:n1], c])[:, None, :], axis=2)
-            c = both[n1:] - matmul(v_fixed, matmul(v_fixed.T, both[n1:]))
-            return jnp.concatenate([both[:n1], c])
+            # Derivatives do leave V^T C = 0, as V turns: there the system and its inverse are the identity.
+            stray = matmul(v_fixed, matmul(v_fixed.T, x[n1:]))
+            both = jnp.sum(blocks * x.at[n1:].add(-stray)[:, None, :], axis=2)
+            c = both[n1:]
+            return both.at[n1:].set(c - matmul(v_fixed, matmul(v_fixed.T, c)) + stray)
 
         start = jax.lax.stop_gradient(jnp.concatenate([u * s[None, :], jnp.zeros_like(v)]))
         rhs = adjoint(on(y)) - system(start)
