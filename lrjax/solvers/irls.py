@@ -67,10 +67,10 @@ class IRLS:
     """Reweighted least squares on the smoothed log-determinant (MatrixIRLS): completion from very few entries.
 
     Each step minimises a quadratic form, heavy on small singular values, over all matrices that agree with the observed
-    entries; its smoothing follows the singular value `max_rank + 1` down. It recovers at twice the degrees of freedom, where
-    alternating minimization fails, also from ill-conditioned matrices, and converges fast in the end. The full iterate
-    interpolates noisy entries; the smoothing then stays at the level of the noise and `factors`,
-    the truncation, is the estimate.
+    entries; its smoothing follows the singular value `max_rank + 1` down. It recovers at twice the degrees of freedom,
+    where alternating minimization fails, also from ill-conditioned matrices, and converges fast in the end. The full
+    iterate interpolates noisy entries; the smoothing then stays at the level of the noise and `factors`, the
+    truncation, is the estimate.
 
     Attributes:
         smoothing: multiple of singular value `max_rank + 1` that the smoothing follows, in (0, 1].
