@@ -19,6 +19,7 @@ from lrjax.factors import Factors as Factors
 from lrjax.problem import Problem as Problem
 from lrjax.sketching import LstsqResult as LstsqResult
 from lrjax.sketching import lstsq as lstsq
+from lrjax.solvers import IRLS as IRLS
 from lrjax.solvers import AlternatingMinimization as AlternatingMinimization
 from lrjax.solvers import AlternatingProjections as AlternatingProjections
 from lrjax.solvers import Averaged as Averaged

@@ -198,6 +198,7 @@ CASES = [
         ("mask",),
         robust=True,
     ),
+    Case("irls", lr.IRLS(max_rank=RANK, inner_tolerance=1e-12), "smoothing", ("mask", "sampled")),
     Case(
         "best_so_far",
         lr.BestSoFar(solver=lr.SubgradientMethod(max_rank=RANK, step_size=0.1)),

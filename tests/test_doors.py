@@ -205,6 +205,24 @@ CALLS = [
 ]
 
 SETTINGS = [
+    ("irls on an ensemble", lambda: run(lr.IRLS(max_rank=1)), "IRLS .*entries.*DenseEnsemble.*AlternatingMinimization"),
+    ("irls full rank", lambda: run(lr.IRLS(max_rank=3), operator=IDENTITY), r"max_rank below min\(shape\) = 3.*got 3"),
+    ("irls loss", lambda: run(lr.IRLS(max_rank=1), ABSOLUTE, operator=IDENTITY), "IRLS .*Squared.*Absolute"),
+    (
+        "irls smoothing",
+        lambda: run(lr.IRLS(max_rank=1, smoothing=1.5), operator=IDENTITY),
+        r"smoothing .*\(0, 1\].*1.5",
+    ),
+    (
+        "irls inner_tolerance",
+        lambda: run(lr.IRLS(max_rank=1, inner_tolerance=0.0), operator=IDENTITY),
+        r"inner_tolerance .*\(0, 1\].*0.0",
+    ),
+    (
+        "irls inner_steps",
+        lambda: run(lr.IRLS(max_rank=1, inner_steps=0), operator=IDENTITY),
+        "inner_steps .*at least 1.*got 0",
+    ),
     ("rank zero", lambda: run(Alt(max_rank=0)), "max_rank .*at least 1.*got 0"),
     ("rank float", lambda: run(GD(max_rank=2.0)), "max_rank .*integer.*2.0"),
     ("rank too big", lambda: run(Scaled(max_rank=4)), r"max_rank .*min\(shape\) = 3.*got 4"),

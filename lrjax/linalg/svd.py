@@ -1,11 +1,14 @@
 """Leading singular triples of a matrix that is known by its products only."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lrjax.factors import matmul
+from lrjax.linalg.krylov import conjugate_gradient
 
 
 def truncated_svd(
@@ -18,6 +21,7 @@ def truncated_svd(
     dtype,
     oversample: int = 8,
     depth: int = 4,
+    warm: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Top `rank` singular triples by randomized block Krylov iteration (Musco and Musco 2015).
 
@@ -33,6 +37,8 @@ def truncated_svd(
         oversample: columns of the block beyond `rank`.
         depth: powers of `M M^T` kept beside the first block; more for slowly decaying spectra.
 
+        warm: `(n2, q)` approximate right singular vectors to begin with, `q <= rank + oversample`.
+
     Returns:
         `u (n1, rank)`, `s (rank,)` in descending order, `v (n2, rank)`.
 
@@ -41,7 +47,10 @@ def truncated_svd(
     n1, n2 = shape
     width = min(rank + oversample, n1, n2)
     depth = max(0, min(depth, min(n1, n2) // width - 1))
-    block = jnp.linalg.qr(apply(jax.random.normal(key, (n2, width), dtype)))[0]
+    block = jax.random.normal(key, (n2, width), dtype)
+    if warm is not None:
+        block = jnp.concatenate([warm, block[:, warm.shape[1] :]], axis=1)
+    block = jnp.linalg.qr(apply(block))[0]
 
     def power(block: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         block = jnp.linalg.qr(apply(apply_transpose(block)))[0]
@@ -54,3 +63,62 @@ def truncated_svd(
     # (Q^T M)^T = M^T Q is tall; its SVD gives that of the projected matrix.
     v, s, ut = jnp.linalg.svd(apply_transpose(q), full_matrices=False)
     return matmul(q, ut.T[:, :rank]), s[:rank], v[:, :rank]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def attach_derivative(
+    products: Callable[[Any], tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]],
+    keep: int,
+    matrix: Any,
+    triples: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gives computed singular triples the first derivative of exact ones, without forming or factoring the matrix.
+
+    With `M = U S V^T + N`, `N` orthogonal to both subspaces, and a perturbation `dM`: the parts of `dU` and `dV`
+    outside the subspaces solve `[S, -N; -N^T, S] [E; F] = [(I - UU^T) dM V; (I - VV^T) dM^T U]`, column by column and
+    positive definite as long as `s[keep - 1] > ||N||`, so by conjugate gradients on products; the parts inside are
+    the usual ones from `U^T dM V`, and these need the leading values to differ from each other; where two are exactly
+    equal their rotation is set to zero, so the derivative is finite but wrong. Repeated values in the tail do not
+    matter. First derivatives only.
+
+    Args:
+        products: `matrix -> (v -> M @ v, u -> M.T @ u)`; a function of a module, not a closure over traced values.
+        keep: leading vectors wanted, at most `q`.
+        matrix: pytree of what `M` is made of.
+        triples: `u (n1, q)`, `s (q,)`, `v (n2, q)`, constants.
+
+    Returns:
+        `u (n1, keep)`, all `s`, `v (n2, keep)`: the values given.
+    """
+    u, s, v = triples
+    return u[:, :keep], s, v[:, :keep]
+
+
+@attach_derivative.defjvp
+def _derivative(products, keep, primals, tangents):
+    (matrix, (u, s, v)), (matrix_dot, _) = primals, tangents
+    apply, apply_transpose = products(matrix)
+    mv = jax.jvp(lambda m: products(m)[0](v), (matrix,), (matrix_dot,))[1]
+    mu = jax.jvp(lambda m: products(m)[1](u[:, :keep]), (matrix,), (matrix_dot,))[1]
+    s_dot = jnp.sum(u * mv, axis=0)
+    u, v, mv, values = u[:, :keep], v[:, :keep], mv[:, :keep], s[None, :keep]
+    out_left = lambda x: x - matmul(u, matmul(u.T, x))
+    out_right = lambda x: x - matmul(v, matmul(v.T, x))
+    n1 = u.shape[0]
+
+    def system(x: jax.Array) -> jax.Array:
+        e, f = x[:n1], x[n1:]
+        top = values * e - out_left(apply(out_right(f)))
+        return jnp.concatenate([top, values * f - out_right(apply_transpose(out_left(e)))])
+
+    rhs = jnp.concatenate([out_left(mv), out_right(mu)])
+    eps = float(jnp.finfo(s.dtype).eps)
+    moved = conjugate_gradient(system, rhs, jnp.zeros_like(rhs), num_steps=500, tolerance=4 * eps)
+    core = matmul(u.T, mv)
+    # As a product: a difference of squares, fused, is not zero on the diagonal.
+    gap = (values - values.T) * (values + values.T)
+    inverse = jnp.where(gap != 0, 1 / jnp.where(gap != 0, gap, 1), 0)
+    turn_left = inverse * (core * values + values.T * core.T)
+    turn_right = inverse * (values.T * core + core.T * values)
+    u_dot, v_dot = moved[:n1] + matmul(u, turn_left), moved[n1:] + matmul(v, turn_right)
+    return (u, s, v), (u_dot, s_dot, v_dot)

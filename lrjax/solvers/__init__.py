@@ -4,6 +4,7 @@ from lrjax.solvers.alternating_minimization import AlternatingMinimization as Al
 from lrjax.solvers.alternating_projections import AlternatingProjections as AlternatingProjections
 from lrjax.solvers.gauss_newton import GaussNewton as GaussNewton
 from lrjax.solvers.gradient_descent import GradientDescent as GradientDescent
+from lrjax.solvers.irls import IRLS as IRLS
 from lrjax.solvers.scaled_gradient_descent import ScaledGradientDescent as ScaledGradientDescent
 from lrjax.solvers.scaled_subgradient import ScaledSubgradient as ScaledSubgradient
 from lrjax.solvers.singular_value_projection import SingularValueProjection as SingularValueProjection

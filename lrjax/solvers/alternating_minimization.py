@@ -77,8 +77,8 @@ class AlternatingMinimization:
             (default 500).
         trim: zero heavy rows and columns in the spectral start (entries only).
         accelerate: over-relax the half steps by a factor that adapts to the observed rate (about half the steps, at no
-            cost), and, on entries, damp those that move the factors a lot (rows with few entries would blow up). Has no effect on losses other than the squared one, nor with `fresh_fraction`, `update_error` or
-            `nonnegative`.
+            cost), and, on entries, damp those that move the factors a lot (rows with few entries would blow up). Has
+            no effect on losses other than the squared one, nor with `fresh_fraction`, `update_error` or `nonnegative`.
         orthonormalize: QR between half steps. Turn it off only to make `ridge` penalise both factors.
         ridge_by_count: multiply the ridge of each row by its number of measurements (Zhou et al. 2008), so that rows
             with many are not favoured; on entries.
