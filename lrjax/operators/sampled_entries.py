@@ -134,21 +134,21 @@ class SampledEntries(Operator):
         count, m = mesh.shape[axis], self.num_measurements
 
         def divide(layout: Layout, num_other: int) -> Layout:
+            """Every device gets one block where one device had one: `count` old blocks make a new one."""
             buckets, place, old, new = [], np.asarray(layout.place), 0, 0
-            moved = np.full_like(place, sum(b.index.shape[0] * -(-b.index.shape[1] // count) for b in layout.buckets))
-            moved *= count
+            moved = np.empty_like(place)
             for bucket in layout.buckets:
-                blocks, rows, _ = bucket.index.shape
-                more = -rows % count
-                pad = lambda x, fill, more=more: np.pad(
-                    np.asarray(x), ((0, 0), (0, more), (0, 0)), constant_values=fill
-                )
-                index, position = pad(bucket.index, num_other), pad(bucket.position, m)
+                blocks, rows, length = bucket.index.shape
+                padding = ((0, -blocks % count), (0, 0), (0, 0))
+                shape = (-(-blocks // count), count * rows, length)
+                index = np.pad(np.asarray(bucket.index), padding, constant_values=num_other).reshape(shape)
+                position = np.pad(np.asarray(bucket.position), padding, constant_values=m).reshape(shape)
                 buckets.append(Bucket(index=jax.device_put(index, split), position=jax.device_put(position, split)))
                 here = (place >= old) & (place < old + blocks * rows)
-                block, row = np.divmod(place[here] - old, rows)
-                moved[here] = new + block * (rows + more) + row
-                old, new = old + blocks * rows, new + blocks * (rows + more)
+                moved[here] = place[here] - old + new
+                old, new = old + blocks * rows, new + shape[0] * shape[1]
+            # Rows without entries keep pointing behind the last bucket.
+            moved[place >= old] = new
             return Layout(
                 buckets=tuple(buckets),
                 place=jax.device_put(moved, everywhere),
