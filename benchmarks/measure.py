@@ -168,8 +168,6 @@ class Worker:
             self.peer = self.peer._replace(settings=self.peer.settings | settings)
         if reason := peers.why_not(self.peer, spec):
             return {"skip": reason}
-        if "jax" in sys.modules:
-            sys.modules["jax"].clear_caches()  # a child of the phase suite compiles for every draw
         self.case, self.goals, self.max_steps, self.limit = workloads.load(spec), goals, max_steps, limit
         self.fixed, self.counts, self.count = fixed, {}, None
         before = memory("VmRSS")
@@ -286,13 +284,15 @@ def serve():
 class Child:
     """A process that measures one solver."""
 
-    def __init__(self, blas_threads=peers.THREADS, x64=True):
+    def __init__(self, blas_threads=peers.THREADS, x64=True, devices=1):
         log = ROOT / ".benchmarks" / "children.log"
         log.parent.mkdir(exist_ok=True)
         threads = {name: str(blas_threads) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         threads["OMP_NUM_THREADS"] = str(peers.THREADS)
         threads["OMP_WAIT_POLICY"] = "PASSIVE"  # idle OpenMP threads must not spin against the child at work
         jax = {"JAX_ENABLE_X64": str(int(x64)), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        if devices > 1:  # with fewer threads than devices LAPACK calls hang
+            jax |= {"JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": str(4 * devices), "NPROC": str(4 * devices)}
         with log.open("a") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.measure"], cwd=ROOT, env=os.environ | threads | jax,
@@ -324,7 +324,8 @@ class Child:
 
 
 def child_for(solver, spec):
-    return Child(peers.PEERS[solver].blas_threads, x64=spec.get("dtype") != "float32")
+    peer = peers.PEERS[solver]
+    return Child(peer.blas_threads, x64=spec.get("dtype") != "float32", devices=peer.settings.get("devices", 1))
 
 
 def alone(**request):

@@ -219,7 +219,7 @@ def success(results, machines, figure):
     groups = {}
     for record in results:
         groups.setdefault(tuple(record["case"][name] for name in fixed), []).append(record)
-    parts = ["Share of draws recovered to 1e-4, and the median seconds of those (build included, compilation not)."]
+    parts = ["Share of draws recovered to 1e-3, and the median seconds of those (build included, compilation not)."]
     fig, axes = _axes(len(groups))
     for ax, (values, group) in zip(axes, groups.items(), strict=True):
         levels = sorted({r["case"][axis] for r in group})

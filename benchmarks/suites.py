@@ -5,13 +5,15 @@
 
 GOALS = [1e-2, 1e-4, 1e-6]
 COMPLETION = [
-    "lrjax ALS", "lrjax ALS, random start", "lrjax Gauss-Newton", "lrjax IRLS", "lrjax scaled GD", "lrjax GD",
-    "cmfrec Cholesky", "cmfrec Cholesky, 1 thread", "cmfrec CG", "NumPy ALS", "NumPy ALS, random start",
+    "lrjax ALS", "lrjax ALS, 2 devices", "lrjax ALS, spectral start", "lrjax Gauss-Newton", "lrjax IRLS",
+    "lrjax scaled GD", "lrjax GD", "cmfrec Cholesky",
+    "cmfrec Cholesky, 1 thread", "cmfrec CG", "NumPy ALS", "NumPy ALS, random start",
     "SciPy L-BFGS", "NumPy scaled GD", "pymanopt CG", "surprise SGD", "NumPy soft-impute",
 ]  # fmt: skip
 FEW_SAMPLES = [
-    "lrjax ALS", "lrjax ALS, random start", "lrjax Gauss-Newton", "lrjax IRLS", "lrjax scaled GD", "lrjax GD",
-    "lrjax SVP", "lrjax soft impute", "NumPy ALS", "NumPy ALS, random start", "cmfrec Cholesky, tiny ridge",
+    "lrjax ALS", "lrjax ALS, spectral start", "lrjax Gauss-Newton", "lrjax IRLS", "lrjax scaled GD", "lrjax GD",
+    "lrjax SVP",
+    "lrjax soft impute", "NumPy ALS", "NumPy ALS, random start", "cmfrec Cholesky, tiny ridge",
     "SciPy L-BFGS", "pymanopt CG",
 ]  # fmt: skip
 ROBUST = [
@@ -23,7 +25,8 @@ ROBUST_PCA = [
     "NumPy IALM, 20 columns", "rpca", "pyrpca", "tensorly", "skpcp",
 ]  # fmt: skip
 RATINGS = [
-    "lrjax ALS, ridge", "lrjax ALS, cg", "cmfrec Cholesky, ridge", "cmfrec CG, ridge", "implicit Cholesky",
+    "lrjax ALS, ridge", "lrjax ALS, ridge, 2 devices", "lrjax ALS, cg", "cmfrec Cholesky, ridge",
+    "cmfrec CG, ridge", "implicit Cholesky",
     "implicit CG", "surprise SGD",
 ]  # fmt: skip
 
@@ -53,15 +56,30 @@ def completion(quick, large):
 
 
 def phase(quick, large):
-    """Success with few samples; one line per solver, condition number, oversampling and draw."""
-    n, draws = (300, 2) if quick else (1000, 10)
-    conditions = (10.0,) if quick else (10.0, 1e5)
-    levels = (1.5, 3.0) if quick else (1.05, 1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+    """Success with few samples; one line per solver, condition number, oversampling and draw.
+
+    First twenty draws of the second-order solvers where they have to hold, then a few of everything everywhere.
+    """
+    n, conditions = (300, (10.0,)) if quick else (1000, (10.0, 1e5))
+    levels = (1.5, 3.0) if quick else (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+    grid = [
+        (draw, condition, level, FEW_SAMPLES[2:3])
+        for level in (3.0, 2.0, 1.75, 1.5)
+        for condition in conditions
+        for draw in range(20)
+        if not quick
+    ]
+    grid += [
+        (draw, condition, level, FEW_SAMPLES)
+        for draw in range(2 if quick else 3)
+        for level in reversed(levels)
+        for condition in conditions
+    ]
     return [
         {"case": {"kind": "phase", "n": n, "rank": 5, "condition": condition, "oversampling": level,
                   "dtype": "float64", "seed": draw},
-         "solvers": FEW_SAMPLES, "goals": [1e-4], "limit": 2.0 if quick else 60.0, "max_steps": 5000, "fixed": 1000}
-        for draw in range(draws) for condition in conditions for level in levels
+         "solvers": solvers, "goals": [1e-3, 1e-10], "limit": 2.0 if quick else 15.0, "max_steps": 3000, "fixed": 300}
+        for draw, condition, level, solvers in grid
     ]  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Every operator against explicit matrices, its own adjoint, and NumPy's least squares."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -357,6 +359,32 @@ def test_half_steps_leave_unused_columns_at_zero(name):
         new, _ = jax.jit(lambda v, y: op.solve_left(v, op.arrange(y), row))(right, flat)
         expected = _row_by_row(mask, right[:, :2], y, np.ones((9, 7)), 0.1)
         np.testing.assert_allclose(new, np.pad(expected, ((0, 0), (0, 1))), rtol=0, atol=1e-10)
+
+
+def test_masks_padded_alike_share_one_compile():
+    """Two masks with equally many entries: layouts of one shape, and the same half steps as without padding."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        right = rng.standard_normal((20, 3))
+
+        @jax.jit
+        def half(op, y, right):
+            return op.solve_left(right, op.arrange(y), RowProblem(ridge=0.1))[0]
+
+        for _ in range(2):
+            # No entry in row 4.
+            place = rng.choice(np.delete(np.arange(600), np.arange(80, 100)), 200, replace=False)
+            rows, cols, values = place // 20, place % 20, rng.standard_normal(200)
+            build = functools.partial(operators.SampledEntries.build, rows, cols, values, (30, 20))
+            op, y = build(pad_to=24)
+            np.testing.assert_allclose(half(op, y, right), half(*build(), right), rtol=0, atol=1e-12)
+            assert not np.any(half(op, y, right)[4])
+            shapes = [x.shape for x in jax.tree.leaves(op)]
+            most = max(np.bincount(rows).max(), np.bincount(cols).max())
+            with pytest.raises(ValueError, match=f"at least the {most} entries.*got {most - 1}"):
+                build(pad_to=int(most) - 1)
+        assert [x.shape for x in jax.tree.leaves(build(pad_to=24)[0])] == shapes
+        assert half._cache_size() <= 3
 
 
 # --- what counts as measured -----------------------------------------------------------------------------------------

@@ -71,6 +71,24 @@ for one in (solver, lr.AlternatingMinimization(max_rank=1, inner="cg", inner_ste
     np.testing.assert_allclose(shared.factors.dense(), alone.factors.dense(), atol=1e-5)
     np.testing.assert_allclose(shared.trace["residual"], alone.trace["residual"], rtol=1e-4, atol=1e-5)
 print("measurements")
+
+# Listed entries over the devices: every block of rows is split, the factors are whole everywhere.
+rng = np.random.default_rng(0)
+rows, cols = np.nonzero(rng.random((40, 30)) < 0.5)
+rows, cols = rows[rows != 7], cols[rows != 7]
+dense = (rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))).astype(np.float32)
+entries, y = lr.operators.SampledEntries.build(rows, cols, dense[rows, cols], (40, 30), block_entries=64)
+shared = entries.shard(jax.make_mesh((8,), ("rows",)), "rows")
+for bucket in shared.by_row.buckets + shared.by_col.buckets:
+    assert len(bucket.index.sharding.device_set) == 8
+    assert bucket.index.addressable_shards[0].data.shape[1] * 8 == bucket.index.shape[1]
+run = lambda op: lr.solve(lr.Problem(op, y), lr.AlternatingMinimization(max_rank=2), key, num_steps=5)
+alone, split = run(entries), run(shared)
+np.testing.assert_allclose(split.factors.dense(), alone.factors.dense(), atol=1e-4)
+assert not np.any(split.factors.left[7])
+product = lambda op: op.adjoint_matmul(y, alone.factors.right)
+np.testing.assert_allclose(product(shared), product(entries), atol=1e-4)
+print("entries")
 """
 
 
@@ -81,4 +99,4 @@ def test_on_eight_devices():
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240, env=env)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.split() == ["trials", "shard_map", "measurements"]
+    assert done.stdout.split() == ["trials", "shard_map", "measurements", "entries"]

@@ -69,16 +69,22 @@ def _bucket_lengths(counts: np.ndarray, overhead: float = 0.03) -> np.ndarray:
 
 
 def build_layout(
-    n: int, order: np.ndarray, counts: np.ndarray, other: np.ndarray, num_other: int, block_entries: int
+    n: int,
+    order: np.ndarray,
+    counts: np.ndarray,
+    other: np.ndarray,
+    num_other: int,
+    block_entries: int,
+    pad_to: int | None,
 ) -> Layout:
     """Builds one orientation on the host: `order` lists the entries sorted by row, `counts` how many each has."""
     m = len(order)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32)
-    present = np.flatnonzero(counts)
+    present = np.flatnonzero(counts) if pad_to is None else np.arange(n)
     present = present[np.argsort(counts[present], kind="stable")]
     sizes = counts[present]
     buckets, place, filled, first = [], np.zeros(n, np.int64), 0, 0
-    for length in _bucket_lengths(sizes):
+    for length in _bucket_lengths(sizes) if pad_to is None else [pad_to]:
         last = int(np.searchsorted(sizes, length, side="right"))
         members = present[first:last]
         first = last
@@ -97,7 +103,8 @@ def build_layout(
         buckets.append(Bucket(index=jnp.asarray(index.reshape(shape)), position=jnp.asarray(position.reshape(shape))))
         place[members] = filled + np.arange(len(members))
         filled += blocks * rows
-    place[counts == 0] = filled
+    if pad_to is None:
+        place[counts == 0] = filled
     return Layout(
         buckets=tuple(buckets),
         place=jnp.asarray(place.astype(np.int32)),

@@ -60,6 +60,7 @@ class SampledEntries(Operator):
         *,
         duplicates: str = "refuse",
         block_entries: int | None = None,
+        pad_to: int | None = None,
     ) -> tuple["SampledEntries", jax.Array]:
         """Sorts and lays out the entries on the host.
 
@@ -71,6 +72,9 @@ class SampledEntries(Operator):
             duplicates: what to do with an entry given more than once: `"refuse"`, `"sum"` or `"mean"`.
             block_entries: entries worked on at a time; default what fits the cache of a CPU (8192) or fills another
                 device (262144).
+            pad_to: pad every row and column to this many entries. Masks with equally many entries then have layouts of
+                one shape and share one compile, at the price of the padding; by default rows of similar
+                length are padded together, which depends on the mask.
 
         Returns:
             The operator, and `y`, the values in its order (by row, then column; duplicates merged).
@@ -96,6 +100,8 @@ class SampledEntries(Operator):
         if block_entries is None:
             block_entries = BLOCK_ENTRIES.get(jax.default_backend(), BLOCK_ENTRIES_ELSEWHERE)
         check_count("block_entries", block_entries)
+        if pad_to is not None and check_count("pad_to", pad_to) < (most := _most(rows, cols, n1, n2)):
+            raise ValueError(f"pad_to must be at least the {most} entries of the fullest row or column; got {pad_to}")
         by_col = counting_sort(cols, n2)
         order = by_col[counting_sort(rows[by_col], n1)]
         rows, cols, values = rows[order], cols[order], values[order]
@@ -107,9 +113,15 @@ class SampledEntries(Operator):
             rows=jnp.asarray(rows),
             cols=jnp.asarray(cols),
             by_row=build_layout(
-                n1, np.arange(len(rows), dtype=np.int32), np.bincount(rows, minlength=n1), cols, n2, block_entries
+                n1,
+                np.arange(len(rows), dtype=np.int32),
+                np.bincount(rows, minlength=n1),
+                cols,
+                n2,
+                block_entries,
+                pad_to,
             ),
-            by_col=build_layout(n2, by_col, np.bincount(cols, minlength=n2), rows, n1, block_entries),
+            by_col=build_layout(n2, by_col, np.bincount(cols, minlength=n2), rows, n1, block_entries, pad_to),
             matrix_shape=(n1, n2),
         )
         return operator, jnp.asarray(values)
@@ -220,6 +232,10 @@ class SampledEntries(Operator):
     def solve_right(self, left, data, row):
         """The same for `right` given `left`."""
         return _solve(self.by_col, left, data[1], row)
+
+
+def _most(rows: np.ndarray, cols: np.ndarray, n1: int, n2: int) -> int:
+    return int(max(np.bincount(rows, minlength=n1).max(), np.bincount(cols, minlength=n2).max()))
 
 
 def _indices(name: str, values: Any, bound: int) -> np.ndarray:
