@@ -183,14 +183,15 @@ class AlternatingMinimization:
 
     def _random(self, problem: Problem, key: jax.Array) -> Factors:
         (n1, n2), k, dtype = problem.shape, self.max_rank, problem.y.dtype
-        left = jax.random.normal(key, (n1, k), dtype)
+        # Folded, so that a truth drawn with the same key cannot be the start.
+        left = jax.random.normal(jax.random.fold_in(key, 1), (n1, k), dtype)
         if self.orthonormalize:
             left = initial.orthonormal(left, self._mask(dtype))
         else:
             # Under a ridge the scale matters: products of such rows are as large as the measurements.
             y = problem.observed()
             square = jnp.sum(problem.weighted(y * y)) / problem.total_weight() / k
-            left = initial.keep_columns(left, self._mask(dtype)) * jnp.sqrt(jnp.sqrt(square + (square == 0)))
+            left = initial.keep_columns(left, self._mask(dtype)) * jnp.sqrt(jnp.sqrt(jnp.where(square > 0, square, 1)))
         left, right = jnp.abs(left) if self.nonnegative else left, jnp.zeros((n2, k), dtype)
         if self.biases:
             left = left.at[:, -2].set(0).at[:, -1].set(1)
