@@ -99,8 +99,55 @@ def test_converges_superlinearly_on_dense_measurements():
         assert int(solution.num_steps) <= 25
 
 
-def test_leaving_out_the_largest_residuals_undoes_outliers():
+@pytest.mark.parametrize("max_rank", [2, 4])
+def test_absolute_loss_undoes_outliers_at_the_rank_and_at_twice_the_rank(max_rank):
+    """A tenth of gross errors at three times the degrees of freedom, neither rank nor fraction known."""
     with jax.enable_x64(True):
-        problem, truth, fraction = entries((120, 100), 2, 5.0, 3.0, 2, corruption=0.05)
-        assert error(problem, truth, lr.GaussNewton(max_rank=2, outliers=fraction), 60)[0] < 1e-9
-        assert error(problem, truth, lr.GaussNewton(max_rank=2), 60)[0] > 1e-1
+        problem, truth, fraction = entries((130, 110), 2, 3.0, 10.0, 2, corruption=0.1)
+        robust = lr.Problem(problem.operator, problem.y, loss=lr.losses.Absolute())
+        found, solution = error(robust, truth, lr.GaussNewton(max_rank=max_rank), 50)
+        assert found < 1e-11
+        assert int(solution.status) == status.CONVERGED
+        np.testing.assert_allclose(solution.trace["outlier_fraction"][-1], fraction, atol=0.005)
+        assert error(problem, truth, lr.GaussNewton(max_rank=max_rank), 50)[0] > 1e-1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_rank", [5, 10])
+@pytest.mark.parametrize(("oversampling", "corruption"), [(3.0, 0.05), (3.0, 0.1), (4.0, 0.2)])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_absolute_loss_on_larger_matrices(max_rank, oversampling, corruption, seed):
+    with jax.enable_x64(True):
+        problem, truth, _ = entries((320, 280), 5, oversampling, 10.0, seed, corruption=corruption)
+        robust = lr.Problem(problem.operator, problem.y, loss=lr.losses.Absolute())
+        found, solution = error(robust, truth, lr.GaussNewton(max_rank=max_rank), 60)
+        assert found < 1e-11
+        assert int(solution.status) == status.CONVERGED
+
+
+@pytest.mark.parametrize(("oversampling", "corruption", "max_rank"), [(1.3, 0.1, 2), (3.0, 0.5, 4)])
+def test_absolute_loss_does_not_call_a_wrong_matrix_converged(oversampling, corruption, max_rank):
+    """Too few measurements, and too many errors: more columns can fit a large part of them exactly."""
+    with jax.enable_x64(True):
+        problem, truth, _ = entries((60, 50), 2, oversampling, 10.0, 5, corruption=corruption)
+        robust = lr.Problem(problem.operator, problem.y, loss=lr.losses.Absolute())
+        found, solution = error(robust, truth, lr.GaussNewton(max_rank=max_rank), 60)
+        assert found > 1e-3
+        assert int(solution.status) != status.CONVERGED
+
+
+def test_absolute_loss_scale_settles_at_the_noise():
+    """Noise and outliers together: the error is near that of the fit that knows the outliers and the rank."""
+    with jax.enable_x64(True):
+        problem, truth, _ = entries((130, 110), 2, 5.0, 3.0, 6, corruption=0.1)
+        size = float(jnp.sqrt(jnp.mean(problem.y**2)))
+        noise = 1e-3 * size * jax.random.normal(KEY, problem.y.shape, problem.y.dtype)
+        robust = lr.Problem(problem.operator, problem.y + noise, loss=lr.losses.Absolute())
+        found, solution = error(robust, truth, lr.GaussNewton(max_rank=4), 50)
+        signal = np.sqrt(np.mean(np.asarray(truth.dense()) ** 2))
+        clean = jnp.abs(robust.residual(truth)) < 6e-3 * size
+        oracle = lr.Problem(robust.operator, robust.y, clean.astype(robust.y.dtype))
+        best = error(oracle, truth, lr.GaussNewton(max_rank=2), 40)[0]
+        assert found < 2 * best
+        assert 0.5 < float(solution.trace["scale"][-1]) / (1e-3 * size) < 3
+        assert best < 1e-3 * size / signal
