@@ -247,7 +247,11 @@ SETTINGS = [
     ("gauss edge", lambda: run(lr.GaussNewton(max_rank=1, edge=0.0)), "edge .*0.0"),
     ("gauss inner", lambda: run(lr.GaussNewton(max_rank=1, inner_steps=0)), "inner_steps .*got 0"),
     ("gauss rank", lambda: run(lr.GaussNewton(max_rank=4)), r"max_rank .*min\(shape\) = 3.*got 4"),
-    ("gauss huber", lambda: run(lr.GaussNewton(max_rank=1), lr.losses.Huber(1.0)), r"Squared\(\) or Absolute\(\); got Huber"),
+    (
+        "gauss huber",
+        lambda: run(lr.GaussNewton(max_rank=1), lr.losses.Huber(1.0)),
+        r"Squared\(\) or Absolute\(\); got Huber",
+    ),
     ("gauss absolute", lambda: run(lr.GaussNewton(max_rank=1, variant="setting"), ABSOLUTE), "'ridge'.*'setting'"),
     ("scaled step", lambda: run(Scaled(max_rank=1, step_size=-0.5)), "step_size .*-0.5"),
     ("symmetric oblong", lambda: run(Scaled(max_rank=1, symmetric=True)), r"symmetric=True .*\(4, 3\)"),

@@ -27,7 +27,7 @@ SOFTNESS = 0.65
 # The first scale is this quantile of the measurements. It then falls by `decay` per step, or at once to FAST times the
 # 35 % quantile of the residuals, but not below SLOW times that, 1.4 standard deviations of Gaussian noise, nor by more
 # than LEAST in one step, since a few rows with few measurements come last.
-FIRST, QUANTILE, FAST, SLOW, LEAST = 0.8, 0.35, 20.0, 3.0, 0.2
+FIRST, QUANTILE, FAST, SLOW, LEAST = 0.8, 0.35, 20.0, 3.0, 0.3
 # Nor below this many epsilons of the fitted values: at rounding level good measurements would lose their weight.
 ROUNDING = 1e4
 # A column whose singular value falls below this fraction of the edge is set back to there: at zero it would stay.
