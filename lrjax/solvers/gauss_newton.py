@@ -277,7 +277,7 @@ class GaussNewton:
         width = (jnp.sqrt(jnp.asarray(n1, total.dtype)) + jnp.sqrt(jnp.asarray(n2, total.dtype))) / 2
         lam = self.edge * state.scale * width * jnp.sqrt(state.gain * total / _count(problem))
         # Of the weight in use: with less of it the matrix is pulled less, too.
-        share = jnp.sum(state.weights) / total
+        share = 1.0 if state.weights is None else jnp.sum(state.weights) / total
         return lam / state.gain, share * lam
 
     def _next_ridge(self, state: GaussNewtonState, misfit: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
