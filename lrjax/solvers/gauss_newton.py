@@ -259,7 +259,7 @@ class GaussNewton:
         new = dataclasses.replace(new, point=Factors(answer.left * grow, answer.right * grow))
         before, after = state.info["clean_residual"], new.info["clean_residual"]
         # Down there surplus columns are still at the edge: rounding level is a little higher.
-        code = _common.exact_fit(before, after, 1000 * eps if self.tolerance is None else self.tolerance)
+        code = _common.exact_fit(before, after, float(1000 * eps) if self.tolerance is None else self.tolerance)
         # Some rows may be right later than the bulk.
         growing = new.info["outlier_fraction"] < state.info["outlier_fraction"]
         code = jnp.where(growing, status.RUNNING, code)
