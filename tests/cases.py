@@ -176,8 +176,8 @@ CASES = [
     Case("gauss_newton", lr.GaussNewton(max_rank=RANK, inner_tolerance=1e-14), "ridge", EVERYWHERE),
     Case(
         "gauss_newton_robust",
-        lr.GaussNewton(max_rank=RANK, outliers=0.1, inner_tolerance=1e-14),
-        "ridge",
+        lr.GaussNewton(max_rank=RANK, inner_tolerance=1e-14),
+        "edge",
         FEW,
         robust=True,
     ),

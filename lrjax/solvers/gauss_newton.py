@@ -1,9 +1,11 @@
 """Gauss-Newton: least squares in both factors at once, linearised, with a ridge that fades; and its robust form."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from lrjax import initial, losses
+from lrjax import initial, losses, status
 from lrjax._checks import check_choice, check_count, check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors, best_rank, matmul
@@ -19,6 +21,20 @@ ALPHA = {"ridge": 1.0, "setting": 1.0, "averaging": 0.0, "updating": -1.0}
 REHEAT = 100.0
 DEFAULT_INNER_STEPS = {"ridge": 200}
 
+# Absolute loss. A measurement has weight (1 + (r / scale)^2)^-SOFTNESS. Below 0.5 gross errors keep pulling at any
+# scale; far above it, parts of the matrix that are not fitted yet are taken for errors.
+SOFTNESS = 0.65
+# The first scale is this quantile of the measurements. It then falls by `decay` per step, or at once to FAST times the
+# 35 % quantile of the residuals, but not below SLOW times that, 1.4 standard deviations of Gaussian noise, nor by more
+# than LEAST in one step, since a few rows with few measurements come last.
+FIRST, QUANTILE, FAST, SLOW, LEAST = 0.8, 0.35, 20.0, 3.0, 0.3
+# Nor below this many epsilons of the fitted values: at rounding level good measurements would lose their weight.
+ROUNDING = 1e4
+# A column whose singular value falls below this fraction of the edge is set back to there: at zero it would stay.
+FLOOR = 0.05
+# A fit counts only if this many times more measurements agree than a matrix of its rank has degrees of freedom.
+MARGIN = 1.1
+
 
 @pytree
 class GaussNewtonState:
@@ -29,7 +45,8 @@ class GaussNewtonState:
         point: where the next step linearises; its product is not the answer.
         ridge: ridge of the next step, relative to the mean diagonal of the normal matrix.
         gain: mean-square gain of the measurements.
-        weights: `(m,)` weights of the next step, zero for flagged measurements; `None` for ones.
+        weights: `(m,)` weights of the next step, `None` for ones.
+        scale: absolute loss: residuals above it lose weight; zero otherwise.
         lowest: smallest relative residual since the ridge was last raised.
         waited: int32 steps since then without a smaller one.
         info: scalars describing `factors` and the step that led here.
@@ -40,6 +57,7 @@ class GaussNewtonState:
     ridge: jax.Array
     gain: jax.Array
     weights: jax.Array | None
+    scale: jax.Array
     lowest: jax.Array
     waited: jax.Array
     info: dict[str, jax.Array]
@@ -56,18 +74,26 @@ class GaussNewton:
     penalised misfit; `mu` falls by `decay` per step, and is at most `ridge_per_residual` times the relative residual,
     which makes the end superlinear.
 
+    With the absolute loss gross errors are found on the way, and neither their number nor the rank has to be known.
+    Measurement `i` gets the weight `(1 + (r_i / s)^2)^-0.65`, so that `sum |r_i|^0.7` is minimised as the scale `s`
+    falls. The ridge falls with it: column `i` gets `lam min(1, e / sigma_i)`, where `lam` is the spectral norm that
+    errors of random sign and of size `s` would reach, and `e` what that means for a singular value of the matrix. So
+    rank and errors are told apart together: surplus columns stay at the edge, the others are freed of the ridge. `info`
+    then adds `scale`; `outlier_fraction`, the measurements whose residual exceeds it; and `clean_residual`, that of the
+    others relative to the answer there, by which convergence is judged. If those are hardly more than the degrees of
+    freedom of the answer, they fit by themselves and prove nothing: status `STALLED`.
+
     Attributes:
         ridge: first `mu`, relative to the mean diagonal of the normal matrix.
         decay: factor of `mu` per step. Slower decay (0.8 to 0.9) recovers from slightly fewer measurements.
         ridge_per_residual: bound of `mu` per relative residual.
+        edge: absolute loss: multiple of the ridge `lam` above. Works between 0.7 and 1.5 at a tenth of gross errors.
         patience: steps without a smaller residual after which the ridge is raised a hundredfold, a restart from where
             the solve is stuck. 6 is better at condition numbers near 10 and very few measurements, worse at large ones.
-        outliers: fraction of the measurements to leave out: after each step those with the largest residuals get
-            weight zero in the next. `None` for off. Needs the true fraction, few outliers and the true rank: with too
-            many left out the rest is fitted exactly by a wrong matrix, and the solve reports convergence.
-        tolerance: relative residual (of the measurements not left out) at which the solve has converged; default
+        tolerance: relative residual (absolute loss: `clean_residual`) at which the solve has converged; default
             rounding level.
-        inner_tolerance: relative residual of the inner solve; default 1e-4 with the ridge, rounding level without.
+        inner_tolerance: relative residual of the inner solve; default 1e-4 with the ridge, 1e-2 with the absolute
+            loss, rounding level without ridge.
         rank: columns in use (traced), `None` for all.
         max_rank: columns of the factors.
         variant: `"ridge"`, or the minimum-norm solution without any ridge, by conjugate gradients from zero:
@@ -80,10 +106,10 @@ class GaussNewton:
     takes `8 |Omega| k` flops; elsewhere one forward and two adjoint products.
 
     When not to use it: many measurements and a good condition number, where a step of `AlternatingMinimization` or
-    `ScaledGradientDescent` is far cheaper; strong noise, since the ridge fades to nothing.
+    `ScaledGradientDescent` is far cheaper; strong noise and the squared loss, since the ridge fades to nothing.
 
-    Source: Zilber and Nadler, arXiv 2106.12933 (the variants and the truncated estimate); arXiv 2505.12919
-    for leaving out the largest residuals. The fading ridge on the new factors is this library's own.
+    Source: Zilber and Nadler, arXiv 2106.12933 (the variants and the truncated estimate). The fading ridge, and the
+    joint path of ridge and weights under the absolute loss, are this library's own.
 
     Examples:
         >>> import jax, lrjax as lr
@@ -97,19 +123,14 @@ class GaussNewton:
     ridge: float | jax.Array = 0.1
     decay: float | jax.Array = 0.75
     ridge_per_residual: float | jax.Array = 0.05
+    edge: float | jax.Array = 1.0
     patience: int | jax.Array = 20
-    outliers: float | jax.Array | None = None
     tolerance: float | jax.Array | None = None
     inner_tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
     max_rank: int = jax.tree.static()
     variant: str = jax.tree.static(default="ridge")
     inner_steps: int | None = jax.tree.static(default=None)
-
-    @property
-    def robust(self) -> bool:
-        """Whether measurements are left out."""
-        return self.outliers is not None
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
@@ -120,47 +141,54 @@ class GaussNewton:
         check_range("ridge", self.ridge, low=0, open_low=True)
         check_range("decay", self.decay, low=0, high=1, open_low=True)
         check_range("ridge_per_residual", self.ridge_per_residual, low=0, open_low=True)
+        check_range("edge", self.edge, low=0, open_low=True)
         check_range("patience", self.patience, low=1)
-        check_range("outliers", self.outliers, low=0, high=1)
         check_range("tolerance", self.tolerance, low=0)
         check_range("inner_tolerance", self.inner_tolerance, low=0)
-        if not self.robust and not isinstance(problem.loss, losses.Squared):
+        if not isinstance(problem.loss, losses.Squared | losses.Absolute):
             raise ValueError(
-                f"GaussNewton minimises the squared loss; got {problem.loss!r}. Against gross errors set outliers, the "
-                "fraction to leave out; the loss is then only reported"
+                f"GaussNewton takes the loss Squared() or Absolute(); got {problem.loss!r}. With Absolute() it finds "
+                "the scale of the residuals itself"
             )
+        if _robust(problem) and self.variant != "ridge":
+            raise ValueError(f"variant must be 'ridge' with the absolute loss; got {self.variant!r}")
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> GaussNewtonState:
-        """The spectral start (of the measurements that are not conspicuously large, if robust), or given factors."""
+        """The spectral start (absolute loss: of the measurements by weight), or given factors."""
         key_start, key_gain = jax.random.split(key)
         zero = Factors(*(jnp.zeros((n, 1), problem.y.dtype) for n in problem.shape))
-        weights = self._weights(problem, problem.residual(zero))
-        used = problem if weights is None else Problem(problem.operator, problem.y, weights, problem.loss)
+        residual = problem.residual(zero if factors is None else factors)
+        scale = jnp.zeros_like(problem.y[0])
+        if _robust(problem):
+            scale = measured_quantile(jnp.abs(residual), problem.effective_weights(), FIRST)
+        weights = _weights(problem, residual, scale)
         if factors is None:
+            used = Problem(problem.operator, problem.y, weights, problem.loss)
             factors = initial.spectral(used, self.max_rank, key_start, rank=self.rank)
-        residual = problem.residual(factors)
+            residual = problem.residual(factors)
         gain = initial.gain(problem, key_gain, symmetric=False)
         ridge = jnp.asarray(self.ridge, problem.y.dtype) + 0 * gain
-        weights = self._weights(problem, residual)
-        misfit = self._misfit(problem, residual, weights)
-        info = self._info(problem, residual, misfit, ridge, 0 * gain)
+        misfit = problem.relative_residual(residual)
         return GaussNewtonState(
             factors=factors,
             point=factors,
             ridge=ridge,
             gain=gain,
             weights=weights,
+            scale=scale,
             lowest=misfit,
             waited=(misfit != misfit).astype(jnp.int32),
-            info=info,
+            info=self._info(problem, factors, residual, scale, ridge, 0 * gain),
         )
 
     def step(self, problem: Problem, state: GaussNewtonState, key: jax.Array) -> tuple[GaussNewtonState, jax.Array]:
         """One linearised least-squares problem."""
+        if _robust(problem):
+            return self._robust_step(problem, state)
         u, v = state.point.left, state.point.right
         alpha = ALPHA[self.variant]
         if self.variant == "ridge":
-            du, dv, taken = self._ridge_solve(problem, state)
+            du, dv, taken = self._ridge_solve(problem, state, self._ridge(state))
             # The next point is U' V'^T with equal Gram matrices. Left alone, their difference flips its sign for ever.
             point = best_rank(Factors(u + du, v + dv), self.max_rank)
             estimate = Factors(jnp.concatenate([u, du], axis=1), jnp.concatenate([v + dv, v], axis=1))
@@ -171,11 +199,10 @@ class GaussNewton:
             point = Factors(keep * u + new_u, keep * v + new_v)
         answer = self._keep(best_rank(estimate, self.max_rank))
         residual = problem.residual(answer)
-        weights = self._weights(problem, residual)
-        misfit = self._misfit(problem, residual, weights)
+        misfit = problem.relative_residual(residual)
         ridge, lowest, waited = self._next_ridge(state, misfit)
-        info = self._info(problem, residual, misfit, ridge, taken)
-        before = state.info[self._criterion]
+        info = self._info(problem, answer, residual, state.scale, ridge, taken)
+        before = state.info["residual"]
         better = misfit < before
         code = _common.exact_fit(before, jnp.minimum(before, misfit), self.tolerance)
         of_step = ("ridge", "inner_steps")
@@ -189,12 +216,69 @@ class GaussNewton:
             point=self._keep(point),
             ridge=ridge,
             gain=state.gain,
-            weights=weights,
+            weights=state.weights,
+            scale=state.scale,
             lowest=lowest,
             waited=waited,
             info=info,
         )
         return new, code
+
+    def _robust_step(self, problem: Problem, state: GaussNewtonState) -> tuple[GaussNewtonState, jax.Array]:
+        """One step of the absolute loss: a reweighted solve, then a smaller scale."""
+        (u, v), dtype = (state.point.left, state.point.right), problem.y.dtype
+        tiny, eps = jnp.finfo(dtype).tiny, jnp.finfo(dtype).eps
+        level, lam = self._edge(problem, state)
+        values = jnp.sum(u * u, axis=0)
+        top = jnp.max(values)
+        penalty = lam * jnp.minimum(1, level / jnp.maximum(values, tiny))
+        penalty = jnp.maximum(penalty, 4 * self.max_rank * eps * state.gain * jnp.where(top > 0, top, 1))
+        du, dv, taken = self._ridge_solve(problem, state, penalty)
+        answer = self._keep(best_rank(Factors(u + du, v + dv), self.max_rank))
+        residual = problem.residual(answer)
+        low = measured_quantile(jnp.abs(residual), problem.effective_weights(), QUANTILE)
+        scale = jnp.minimum(self.decay * state.scale, jnp.maximum(FAST * low, LEAST * state.scale))
+        size = jnp.sum(problem.weighted((residual + problem.observed()) ** 2)) / problem.total_weight()
+        scale = jnp.maximum(scale, ROUNDING * eps * jnp.sqrt(jnp.where(size > 0, size, 1)))
+        scale = jnp.maximum(scale, jnp.minimum(state.scale, SLOW * low))
+        new = GaussNewtonState(
+            factors=answer,
+            point=answer,
+            ridge=lam,
+            gain=state.gain,
+            weights=_weights(problem, residual, scale),
+            scale=scale,
+            lowest=state.lowest,
+            waited=state.waited,
+            info=self._info(problem, answer, residual, scale, lam, taken),
+        )
+        level, _ = self._edge(problem, new)
+        values = jnp.sum(answer.left * answer.left, axis=0)
+        grow = jnp.sqrt(jnp.maximum(1, FLOOR * level / jnp.maximum(values, tiny)))
+        grow = jnp.where(values > tiny, grow, 1)[None, :]
+        new = dataclasses.replace(new, point=Factors(answer.left * grow, answer.right * grow))
+        before, after = state.info["clean_residual"], new.info["clean_residual"]
+        # Down there surplus columns are still at the edge: rounding level is a little higher.
+        code = _common.exact_fit(before, after, float(1000 * eps) if self.tolerance is None else self.tolerance)
+        # Some rows may be right later than the bulk.
+        growing = new.info["outlier_fraction"] < state.info["outlier_fraction"]
+        code = jnp.where(growing, status.RUNNING, code)
+        # More columns than this are only noise of the fit.
+        rank = jnp.sum(values > jnp.maximum(level, 100 * eps * jnp.max(values))).astype(dtype)
+        freedom = rank * (sum(problem.shape) - rank)
+        agree = (1 - new.info["outlier_fraction"]) * _count(problem)
+        proved = agree > MARGIN * freedom
+        return new, jnp.where((code == status.CONVERGED) & ~proved, status.STALLED, code)
+
+    def _edge(self, problem: Problem, state: GaussNewtonState) -> tuple[jax.Array, jax.Array]:
+        """What errors of the present scale and random sign reach: as a singular value of the matrix; the ridge."""
+        total = problem.total_weight()
+        n1, n2 = problem.shape
+        width = (jnp.sqrt(jnp.asarray(n1, total.dtype)) + jnp.sqrt(jnp.asarray(n2, total.dtype))) / 2
+        lam = self.edge * state.scale * width * jnp.sqrt(state.gain * total / _count(problem))
+        # Of the weight in use: with less of it the matrix is pulled less, too.
+        share = 1.0 if state.weights is None else jnp.sum(state.weights) / total
+        return lam / state.gain, share * lam
 
     def _next_ridge(self, state: GaussNewtonState, misfit: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The ridge of the next step; it is raised again when the residual has long not fallen."""
@@ -210,45 +294,43 @@ class GaussNewton:
             jnp.where(again, 0, waited),
         )
 
-    @property
-    def _criterion(self) -> str:
-        return "inlier_residual" if self.robust else "residual"
+    def _ridge(self, state: GaussNewtonState) -> jax.Array:
+        u, v = state.point.left, state.point.right
+        size = jnp.sum(u**2) + jnp.sum(v**2)
+        return state.ridge * state.gain * jnp.where(size > 0, size, 1) / (2 * self._columns(u.dtype))
 
     def _keep(self, factors: Factors) -> Factors:
         mask = initial.column_mask(self.max_rank, self.rank, factors.left.dtype)
         return Factors(initial.keep_columns(factors.left, mask), initial.keep_columns(factors.right, mask))
 
-    def _info(self, problem, residual, misfit, ridge, taken):
+    def _info(self, problem, factors, residual, scale, ridge, taken):
         info = _common.describe(problem, residual) | {"ridge": ridge, "inner_steps": taken.astype(ridge.dtype)}
-        return info | {"inlier_residual": misfit} if self.robust else info
+        if not _robust(problem):
+            return info
+        inside = problem.weighted((jnp.abs(residual) <= scale).astype(residual.dtype))
+        fitted = residual + problem.observed()
+        misfit, whole = jnp.sum(inside * residual**2), jnp.sum(inside * fitted**2)
+        ratio = misfit / jnp.where(whole > 0, whole, 1)
+        return info | {
+            "scale": scale,
+            "outlier_fraction": 1 - jnp.sum(inside) / problem.total_weight(),
+            "clean_residual": jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), 0),
+        }
 
-    def _weights(self, problem: Problem, residual: jax.Array) -> jax.Array | None:
-        """The problem's weights, zero where the residual marks an outlier."""
-        weights = problem.effective_weights()
-        if not self.robust:
-            return weights
-        size = jnp.abs(jax.lax.stop_gradient(residual))
-        limit = measured_quantile(size, weights, 1 - jnp.asarray(self.outliers, size.dtype))
-        keep = (size <= limit).astype(residual.dtype)
-        return keep if weights is None else weights * keep
-
-    def _misfit(self, problem: Problem, residual: jax.Array, weights: jax.Array | None) -> jax.Array:
-        """Relative residual of the measurements in use."""
-        return Problem(problem.operator, problem.y, weights, problem.loss).relative_residual(residual)
-
-    def _ridge_solve(self, problem: Problem, state: GaussNewtonState) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _ridge_solve(
+        self, problem: Problem, state: GaussNewtonState, ridge: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Changes `(dU, dV)` of the factors, and the inner steps taken.
 
         Solved for the change, so that rounding errors shrink with it: the right-hand side is minus the gradient of
-        `0.5 sum w r^2 + 0.5 mu (||U||^2 + ||V||^2)`.
+        `0.5 sum w r^2 + 0.5 mu (||U||^2 + ||V||^2)`. The ridge `mu` is a number, or one per column.
         """
         op, (u, v), weights = problem.operator, (state.point.left, state.point.right), state.weights
         weigh = (lambda z: z) if weights is None else (lambda z: weights * z)
-        size = jnp.sum(u**2) + jnp.sum(v**2)
-        ridge = state.ridge * state.gain * jnp.where(size > 0, size, 1) / (2 * self._columns(u.dtype))
         z = weigh(-problem.residual(state.point))
         rhs_u, rhs_v = op.adjoint_matmul(z, v) - ridge * u, op.adjoint_rmatmul(z, u) - ridge * v
-        tolerance = 1e-4 if self.inner_tolerance is None else self.inner_tolerance
+        default = 1e-2 if _robust(problem) else 1e-4
+        tolerance = default if self.inner_tolerance is None else self.inner_tolerance
         steps = self.inner_steps or DEFAULT_INNER_STEPS["ridge"]
         if op.entrywise:
             k = coupling(op, u, v, weights, ridge)
@@ -300,3 +382,23 @@ class GaussNewton:
 
     def _columns(self, dtype) -> jax.Array:
         return jnp.asarray(self.max_rank if self.rank is None else self.rank, dtype)
+
+
+def _robust(problem: Problem) -> bool:
+    return isinstance(problem.loss, losses.Absolute)
+
+
+def _count(problem: Problem) -> jax.Array:
+    """Number of measurements with positive weight."""
+    weights = problem.effective_weights()
+    if weights is None:
+        return jnp.full_like(problem.y[0], problem.y.shape[0])
+    return jnp.sum(weights > 0).astype(problem.y.dtype)
+
+
+def _weights(problem: Problem, residual: jax.Array, scale: jax.Array) -> jax.Array | None:
+    """The problem's weights, under the absolute loss less for large residuals."""
+    if not _robust(problem):
+        return problem.effective_weights()
+    scale = jnp.maximum(scale, jnp.finfo(residual.dtype).tiny ** 0.25)
+    return problem.weighted((1 + (residual / scale) ** 2) ** -SOFTNESS)
