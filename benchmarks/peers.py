@@ -84,40 +84,40 @@ def _lrjax_problem(case, clock, loss):
     return problem
 
 
-def _lrjax_solver(case, solver, ridge, extra_rank, settings):
+def _lrjax_solver(case, solver, ridge, twice, settings):
     import lrjax as lr
 
     more = {} if ridge is None else {"ridge": ridge}
-    return getattr(lr, solver)(max_rank=case.rank + extra_rank, **settings, **more)
+    return getattr(lr, solver)(max_rank=(2 if twice else 1) * case.rank, **settings, **more)
 
 
-def lrjax_steps(case, clock, *, solver, loss=None, ridge=None, extra_rank=0, seed=0, devices=1, **settings):
+def lrjax_steps(case, clock, *, solver, loss=None, ridge=None, twice=False, seed=0, devices=1, **settings):
     """Any solver of lrjax on sampled entries, one compiled step at a time."""
     import jax
 
     import lrjax as lr
 
     problem = _lrjax_problem(case, clock, loss)
-    made = _lrjax_solver(case, solver, ridge, extra_rank, settings)
+    made = _lrjax_solver(case, solver, ridge, twice, settings)
     for solution in lr.iterate(problem, made, jax.random.key(seed), num_steps=clock.max_steps):
         jax.block_until_ready(solution.factors)
         clock.step(solution.factors.left, solution.factors.right)
 
 
-def lrjax_whole(case, clock, steps, *, solver, loss=None, ridge=None, extra_rank=0, seed=0, devices=1, **settings):
+def lrjax_whole(case, clock, steps, *, solver, loss=None, ridge=None, twice=False, seed=0, devices=1, **settings):
     """The same as one call of `lr.solve`."""
     import jax
 
     import lrjax as lr
 
     problem = _lrjax_problem(case, clock, loss)
-    made = _lrjax_solver(case, solver, ridge, extra_rank, settings)
+    made = _lrjax_solver(case, solver, ridge, twice, settings)
     solution = lr.solve(problem, made, jax.random.key(seed), num_steps=steps, record_every=steps)
     jax.block_until_ready(solution.factors)
     return solution.factors.left, solution.factors.right
 
 
-def lrjax_dense(case, clock, *, solver, loss="Absolute", seed=0, **settings):
+def lrjax_dense(case, clock, *, solver, loss="Absolute", twice=False, seed=0, **settings):
     """A solver of lrjax on a full matrix with outliers."""
     import jax
     import jax.numpy as jnp
@@ -128,7 +128,7 @@ def lrjax_dense(case, clock, *, solver, loss="Absolute", seed=0, **settings):
     problem = lr.Problem(operator, jnp.asarray(case.values.ravel()), loss=getattr(lr.losses, loss)())
     problem = jax.block_until_ready(problem)
     clock.built()
-    made = _lrjax_solver(case, solver, None, 0, settings)
+    made = _lrjax_solver(case, solver, None, twice, settings)
     for solution in lr.iterate(problem, made, jax.random.key(seed), num_steps=clock.max_steps):
         jax.block_until_ready(solution.factors)
         clock.step(solution.factors.left, solution.factors.right)
@@ -415,12 +415,15 @@ PEERS: dict[str, Peer] = {
     "lrjax ALS, absolute loss": _ours("AlternatingMinimization", loss="Absolute"),
     "lrjax subgradient": _ours("SubgradientMethod", loss="Absolute"),
     "lrjax Gauss-Newton, absolute loss": _ours("GaussNewton", loss="Absolute", max_steps=1000),
-    "lrjax IRLS, absolute loss": _ours("IRLS", loss="Absolute", max_steps=1000),
+    "lrjax Gauss-Newton, absolute loss, twice the rank": _ours(
+        "GaussNewton", loss="Absolute", twice=True, max_steps=1000
+    ),
     "lrjax scaled subgradient": _ours("ScaledSubgradient", loss="Absolute"),
     "lrjax alternating projections": _ours("AlternatingProjections", loss="Absolute"),
     "lrjax RPCA, ALS absolute loss": _ours("AlternatingMinimization", run=lrjax_dense),
     "lrjax RPCA, subgradient": _ours("SubgradientMethod", run=lrjax_dense),
     "lrjax RPCA, alternating projections": _ours("AlternatingProjections", run=lrjax_dense),
+    "lrjax RPCA, alternating projections, twice the rank": _ours("AlternatingProjections", run=lrjax_dense, twice=True),
     "cmfrec Cholesky": Peer("counted", cmfrec, {}, ("cmfrec",), max_steps=320),
     "cmfrec Cholesky, 1 thread": Peer("counted", cmfrec, {"threads": 1}, ("cmfrec",), max_steps=320),
     "cmfrec Cholesky, ridge": Peer("counted", cmfrec, {"ridge": 8.0}, ("cmfrec",), max_steps=320),

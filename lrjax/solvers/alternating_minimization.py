@@ -164,7 +164,9 @@ class AlternatingMinimization:
             factors = self._random(problem, key)
         fixed_data = self._by_rows(problem) and not self._reweighted(problem)
         data = problem.operator.arrange(problem.observed(), problem.weights) if fixed_data else None
-        info = _common.describe(problem, problem.residual(factors))
+        # The product of a random start is zero: its right factor is still to be solved for.
+        residual = -problem.observed() if damped else problem.residual(factors)
+        info = _common.describe(problem, residual)
         zero = 0 * info["objective"]
         return AltMinState(
             factors=factors,
