@@ -12,6 +12,8 @@ from lrjax import step_sizes as step_sizes
 from lrjax import synthetic as synthetic
 from lrjax._complete import Completion as Completion
 from lrjax._complete import complete as complete
+from lrjax._rank import RankSelection as RankSelection
+from lrjax._rank import select_rank as select_rank
 from lrjax._solve import Solution as Solution
 from lrjax._solve import iterate as iterate
 from lrjax._solve import solve as solve

@@ -21,6 +21,7 @@ LAYERS = (
     (
         "__main__",
         "_complete",
+        "_rank",
         "_sweep",
         "_tables",
         "plot",

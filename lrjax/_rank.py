@@ -1,0 +1,210 @@
+"""`select_rank`: how many columns a problem supports, from its measurements."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrjax import initial
+from lrjax._checks import check_choice, check_count, check_key, check_range
+from lrjax._pytree import cast_floats, pytree, replace
+from lrjax._solve import Solution, solve
+from lrjax.factors import Factors
+from lrjax.problem import Problem
+from lrjax.solvers import AlternatingMinimization, GaussNewton, ScaledGradientDescent
+
+METHODS = ("holdout", "gap", "adaptive")
+# Held-out losses are summed in this many groups, whose spread gives the standard error of a difference.
+GROUPS = 16
+
+
+@pytree
+class RankSelection:
+    """What `select_rank` found.
+
+    Attributes:
+        rank: int32, from 1 to `max_rank`.
+        scores: `(max_rank,)`: held-out relative errors of ranks 1, 2, ... for `"holdout"` (square roots of relative
+            losses where the loss is not squared), else singular values, largest first.
+        edge: what the scores are held against: the largest held-out error that passes for the best, the noise edge, or
+            for `"adaptive"` the first singular value that was dropped.
+        solution: fit to all measurements at `rank`, in factors of `max_rank` columns of which the others are zero;
+            `None` for `"gap"`.
+    """
+
+    rank: jax.Array
+    scores: jax.Array
+    edge: jax.Array
+    solution: Solution | None
+
+
+def select_rank(
+    problem: Problem,
+    key: jax.Array,
+    *,
+    max_rank: int,
+    method: str = "holdout",
+    solver: Any = None,
+    num_steps: int = 100,
+    holdout: float | jax.Array = 0.1,
+    tolerance: float | jax.Array = 0.05,
+) -> RankSelection:
+    """Chooses the rank of the matrix behind a problem.
+
+    - `"holdout"` fits every rank from 1 to `max_rank` to most of the measurements and takes the smallest whose error on
+      the rest is within `tolerance`, or one standard error, of the best. It judges what is wanted, prediction, and
+      works wherever the solver does.
+    - `"gap"` counts the singular values of `A*(w y)` above those of the same with random signs. It costs two partial
+      SVDs and no solve, but sees only singular values above the *sampling* noise: with a condition number of 10, or
+      twice as many entries as degrees of freedom, it finds too few even in exact data, where `"holdout"` finds all.
+    - `"adaptive"` fits once at `max_rank` and cuts at the largest ratio of consecutive singular values, then fits again
+      at that rank from the truncation. Two solves whatever `max_rank`; `max_rank` must exceed the rank, since a cut
+      needs a value below it. With noise, weak singular values drown in those of the overfit.
+
+    Args:
+        problem: what was measured. Measurements given twice leak from the held-out part into the other.
+        key: typed random key.
+        max_rank: largest rank considered.
+        method: `"holdout"`, `"gap"` or `"adaptive"`.
+        solver: solver with fields `rank` and `max_rank`, the latter equal to `max_rank`; its `rank` is overwritten.
+            Default for `"holdout"` `AlternatingMinimization` on entries and for losses other than the squared one, else
+            `ScaledGradientDescent`; for `"adaptive"` `GaussNewton`. Not for `"gap"`.
+        num_steps: steps at most of each solve.
+        holdout: fraction held out by `"holdout"`.
+        tolerance: excess over the least held-out error at which a smaller rank is preferred, relative to that error.
+
+    Returns:
+        A `RankSelection`. Pure: jit and vmap it like `solve`. `rank == max_rank` asks for a larger `max_rank`.
+
+    Raises:
+        ValueError: a bad problem, key or setting; the text names it.
+
+    Examples:
+        >>> import jax, lrjax as lr
+        >>> key = jax.random.key(0)
+        >>> problem, truth = lr.synthetic.matrix_completion(key, shape=(50, 40), rank=3, fraction=0.5, noise=0.02)
+        >>> int(lr.select_rank(problem, key, max_rank=6).rank)
+        3
+    """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be a lrjax.Problem; got {type(problem).__name__}")
+    problem = replace(problem, y=jnp.asarray(problem.y))
+    problem.check()
+    check_key(key)
+    check_choice("method", method, METHODS)
+    if check_count("max_rank", max_rank) > min(problem.shape):
+        raise ValueError(f"max_rank must be at most min(shape) = {min(problem.shape)}; got {max_rank}")
+    check_count("num_steps", num_steps)
+    check_range("holdout", holdout, low=0, high=0.9, open_low=True)
+    check_range("tolerance", tolerance, low=0)
+    if method == "gap":
+        if solver is not None:
+            raise ValueError("method='gap' runs no solver; got one")
+        return _gap(problem, key, max_rank=max_rank)
+    solver = _default(problem, method, max_rank) if solver is None else solver
+    if not hasattr(solver, "rank") or getattr(solver, "max_rank", None) != max_rank:
+        raise ValueError(f"solver must have a field rank, and max_rank={max_rank}; got {solver!r}")
+    if hasattr(solver, "check"):
+        solver.check(problem)
+    solver = replace(solver, rank=None)
+    if method == "adaptive":
+        if max_rank == 1:
+            raise ValueError("method='adaptive' cuts between singular values: max_rank must be at least 2; got 1")
+        return _adaptive(problem, solver, key, num_steps)
+    solver, settings = cast_floats((solver, (holdout, tolerance)), problem.y.dtype)
+    return _holdout(problem, solver, key, *settings, num_steps=num_steps)
+
+
+def _default(problem: Problem, method: str, max_rank: int) -> Any:
+    squared = isinstance(problem.loss, type(Problem.loss))
+    if method == "adaptive":
+        return GaussNewton(max_rank=max_rank)
+    if problem.operator.entrywise or not squared:
+        return AlternatingMinimization(max_rank=max_rank)
+    return ScaledGradientDescent(max_rank=max_rank)
+
+
+@partial(jax.jit, static_argnames=("max_rank",))
+def _gap(problem: Problem, key: jax.Array, *, max_rank: int) -> RankSelection:
+    key_svd, key_edge = jax.random.split(key)
+    z = problem.weighted(problem.observed())
+    values = initial.adjoint_svd(problem, z, max_rank, key_svd)[1]
+    edge = initial.noise_edge(problem, z, key_edge, symmetric=False)
+    rank = jnp.maximum(jnp.sum((values > edge).astype(jnp.int32)), 1)
+    return RankSelection(rank=rank, scores=values, edge=edge, solution=None)
+
+
+@partial(jax.jit, static_argnames=("num_steps",))
+def _holdout(problem, solver, key, holdout, tolerance, *, num_steps) -> RankSelection:
+    key_held, key_solve = jax.random.split(key)
+    y, max_rank = problem.y, solver.max_rank
+    held = jax.random.uniform(key_held, y.shape, y.dtype) < holdout
+    weights = problem.effective_weights()
+    weights = jnp.ones_like(y) if weights is None else weights
+    train, test = (Problem(problem.operator, y, jnp.where(on, weights, 0), problem.loss) for on in (~held, held))
+    losses_of = lambda residual: _grouped(test.weighted(problem.loss.value(residual)))
+    whole = jnp.sum(losses_of(-test.observed()))
+
+    def fit(rank, weights):
+        used = Problem(problem.operator, y, weights, problem.loss)
+        return solve(used, replace(solver, rank=rank), key_solve, num_steps=num_steps)
+
+    def one(i, carry):
+        """Fits rank `i + 1` to what is not held out; in the last round the rank chosen, to everything."""
+        losses, _ = carry
+        last = i == max_rank
+        rank = jnp.where(last, _choose(losses, whole, tolerance)[0], i + 1)
+        solution = fit(rank, jnp.where(last, weights, train.weights))
+        losses = losses.at[i].set(losses_of(test.residual(solution.factors)), mode="drop")
+        return losses, solution
+
+    # One loop for both, so that the solver is compiled once.
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fit, jnp.int32(1), weights))
+    losses, solution = jax.lax.fori_loop(0, max_rank + 1, one, (jnp.zeros((max_rank, GROUPS), y.dtype), empty))
+    rank, scores, edge = _choose(losses, whole, tolerance)
+    return RankSelection(rank=rank, scores=scores, edge=edge, solution=solution)
+
+
+def _grouped(values: jax.Array) -> jax.Array:
+    """Sums of every `GROUPS`-th value."""
+    return jnp.sum(jnp.pad(values, (0, -values.shape[0] % GROUPS)).reshape(-1, GROUPS), axis=0)
+
+
+def _choose(losses: jax.Array, whole: jax.Array, tolerance: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rank, relative held-out errors, and the error that was let pass, from the grouped losses of all ranks."""
+    whole = jnp.where(whole > 0, whole, 1)
+    total = jnp.sum(losses, axis=1)
+    total = jnp.where(jnp.isfinite(total), total, jnp.finfo(total.dtype).max)
+    best = jnp.argmin(total)
+    # Paired differences: an entry that is hard at one rank is hard at the next.
+    spread = jnp.std(losses - losses[best], axis=1, ddof=1) * GROUPS**0.5
+    # Ranks that fit to rounding level are as good as each other.
+    exact = jnp.finfo(total.dtype).eps * whole
+    within = total <= jnp.maximum((1 + tolerance) ** 2 * total[best], exact)
+    within |= total - total[best] <= spread
+    chosen = jnp.argmax(within)
+    return (chosen + 1).astype(jnp.int32), jnp.sqrt(total / whole), jnp.sqrt(total[chosen] / whole)
+
+
+def _adaptive(problem: Problem, solver: Any, key: jax.Array, num_steps: int) -> RankSelection:
+    key_over, key_again = jax.random.split(key)
+    max_rank = solver.max_rank
+    over = solve(problem, solver, key_over, num_steps=num_steps, record_every=num_steps)
+    rank, start, values, edge = _cut(over.factors, max_rank)
+    solution = solve(problem, replace(solver, rank=rank), key_again, num_steps=num_steps, init=start)
+    return RankSelection(rank=rank, scores=values, edge=edge, solution=solution)
+
+
+@partial(jax.jit, static_argnames=("max_rank",))
+def _cut(factors: Factors, max_rank: int):
+    values = factors.svd()[1]
+    # Below this, values are rounding errors and their ratios mean nothing.
+    known = jnp.maximum(values, jnp.sqrt(jnp.finfo(values.dtype).eps) * values[0])
+    known = jnp.where(known > 0, known, 1)
+    cut = jnp.argmax(known[:-1] / known[1:])
+    rank = (cut + 1).astype(jnp.int32)
+    mask = initial.column_mask(max_rank, rank, values.dtype)
+    balanced = factors.balanced()
+    start = Factors(initial.keep_columns(balanced.left, mask), initial.keep_columns(balanced.right, mask))
+    return rank, start, values, values[cut + 1]
