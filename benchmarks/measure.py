@@ -291,8 +291,8 @@ class Child:
         threads["OMP_NUM_THREADS"] = str(peers.THREADS)
         threads["OMP_WAIT_POLICY"] = "PASSIVE"  # idle OpenMP threads must not spin against the child at work
         jax = {"JAX_ENABLE_X64": str(int(x64)), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        if devices > 1:  # with fewer threads than devices LAPACK calls hang
-            jax |= {"JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": str(4 * devices), "NPROC": str(4 * devices)}
+        if devices > 1:  # one thread each: more of them than cores cost half the speed
+            jax["JAX_NUM_CPU_DEVICES"] = str(devices)
         with log.open("a") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.measure"], cwd=ROOT, env=os.environ | threads | jax,
