@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax import initial
+from lrjax import initial, losses
 from lrjax._checks import check_choice, check_count, check_key, check_range
 from lrjax._pytree import cast_floats, pytree, replace
 from lrjax._solve import Solution, solve
@@ -117,7 +117,7 @@ def select_rank(
 
 
 def _default(problem: Problem, method: str, max_rank: int) -> Any:
-    squared = isinstance(problem.loss, type(Problem.loss))
+    squared = isinstance(problem.loss, losses.Squared)
     if method == "adaptive":
         return GaussNewton(max_rank=max_rank)
     if problem.operator.entrywise or not squared:
