@@ -150,7 +150,8 @@ def _holdout(problem, solver, key, holdout, tolerance, *, num_steps) -> RankSele
     held = jax.random.uniform(key_held, y.shape, y.dtype) < holdout
     weights = problem.effective_weights()
     weights = jnp.ones_like(y) if weights is None else weights
-    train, test = (Problem(problem.operator, y, jnp.where(on, weights, 0), problem.loss) for on in (~held, held))
+    train = jnp.where(held, 0, weights)
+    test = Problem(problem.operator, y, jnp.where(held, weights, 0), problem.loss)
     losses_of = lambda residual: _grouped(test.weighted(problem.loss.value(residual)))
     whole = jnp.sum(losses_of(-test.observed()))
 
@@ -163,7 +164,7 @@ def _holdout(problem, solver, key, holdout, tolerance, *, num_steps) -> RankSele
         losses, _ = carry
         last = i == max_rank
         rank = jnp.where(last, _choose(losses, whole, tolerance)[0], i + 1)
-        solution = fit(rank, jnp.where(last, weights, train.weights))
+        solution = fit(rank, jnp.where(last, weights, train))
         losses = losses.at[i].set(losses_of(test.residual(solution.factors)), mode="drop")
         return losses, solution
 
