@@ -69,12 +69,13 @@ def entries(shape, rank, oversampling, condition, seed):
 def corrupted(shape, rank, oversampling, condition, seed, corruption):
     """Gross errors on random entries, as a dense mask: all masks of a shape share one compile.
 
-    A line with hardly more measurements than the rank could not show an error.
+    Where they suffice, every line has more measurements than the rank, or it could not show an error.
     """
     keys = jax.random.split(jax.random.key(seed), 3)
     truth = synthetic.low_rank(keys[0], shape, rank, condition_number=condition, dtype="float64")
     count = round(oversampling * rank * (sum(shape) - rank))
-    rows, cols, values = synthetic.sampled_entries(keys[1], truth, count, min_per_line=2 * rank + 1)
+    least = 2 * rank + 1 if oversampling > 2 else 1
+    rows, cols, values = synthetic.sampled_entries(keys[1], truth, count, min_per_line=least)
     values, bad = synthetic.corrupt(keys[2], jnp.asarray(values), corruption=corruption)
     mask, y = np.zeros(shape, bool), np.zeros(shape)
     mask[rows, cols], y[rows, cols] = True, values

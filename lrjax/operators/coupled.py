@@ -160,7 +160,7 @@ class PaddedCoupling:
 
 
 def _eye(k: int, ridge: jax.Array) -> jax.Array:
-    return ridge * jnp.eye(k, dtype=ridge.dtype)[None]
+    return (jnp.reshape(ridge, (1, -1)) * jnp.eye(k, dtype=ridge.dtype))[None]
 
 
 def coupling(

@@ -327,6 +327,7 @@ class GaussNewton:
         """
         op, (u, v), weights = problem.operator, (state.point.left, state.point.right), state.weights
         weigh = (lambda z: z) if weights is None else (lambda z: weights * z)
+        ridge = jnp.reshape(ridge, (1, -1))
         z = weigh(-problem.residual(state.point))
         rhs_u, rhs_v = op.adjoint_matmul(z, v) - ridge * u, op.adjoint_rmatmul(z, u) - ridge * v
         default = 1e-2 if _robust(problem) else 1e-4
