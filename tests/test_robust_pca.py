@@ -115,3 +115,32 @@ def test_rank_is_a_traced_cap():
         assert errors[0] > 0.1
         assert errors[1:].max() < 1e-12
         assert not np.any(batch.factors.right[1, :, 2])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("block_entries", [64, 10**6])
+def test_a_pass_in_blocks_is_the_dense_one(monkeypatch, weighted, block_entries):
+    """Six rows at a time and five left over, or all at once, against NumPy."""
+    from lrjax.solvers import alternating_projections as module
+
+    monkeypatch.setattr(module, "BLOCK_ENTRIES", block_entries)
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        shape, k = (23, 10), 3
+        left, right, y = rng.standard_normal((23, k)), rng.standard_normal((10, k)), rng.standard_normal(shape)
+        w = rng.uniform(0.5, 2, shape) * (rng.random(shape) < 0.8) if weighted else np.ones(shape)
+        problem = lr.Problem(lr.operators.Identity(matrix_shape=shape), jnp.asarray(y.ravel()))
+        if weighted:
+            problem = lr.Problem(problem.operator, problem.y, jnp.asarray(w.ravel()))
+        solver = lr.AlternatingProjections(max_rank=k)
+        factors = lr.Factors(jnp.asarray(left), jnp.asarray(right))
+        gap = np.where(w > 0, left @ right.T - y, 0)
+        for rows, basis, limit in ((True, right, rng.uniform(1, 3, 23)), (False, left, rng.uniform(1, 3, 10))):
+            on = w * (np.abs(gap) <= (limit[:, None] if rows else limit[None, :]))
+            product, kept, sums = solver._pass(problem, factors, jnp.asarray(basis), jnp.asarray(limit), rows=rows)
+            np.testing.assert_allclose(product, on * gap @ basis if rows else (on * gap).T @ basis, atol=1e-12)
+            np.testing.assert_allclose(kept, on.sum(1 if rows else 0), atol=1e-12)
+            if rows:
+                np.testing.assert_allclose(sums["clean"], np.sum((on * gap) ** 2), rtol=1e-12)
+                np.testing.assert_allclose(sums["square"], np.sum(w * gap**2), rtol=1e-12)
+                np.testing.assert_allclose(sums["objective"], problem.objective(factors), rtol=1e-12)
