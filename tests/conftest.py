@@ -12,3 +12,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # flag is known to exist in these releases, and an unknown one would stop the process.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+
+# Every compiled program keeps memory maps; some thousand tests in one process would run out of them (a process may have
+# 65,530 on Linux), and XLA then crashes while compiling.
+TESTS_BETWEEN_CLEARS = 100
+_run = 0
+
+
+def pytest_runtest_teardown():
+    global _run
+    _run += 1
+    if _run % TESTS_BETWEEN_CLEARS == 0:
+        import jax
+
+        jax.clear_caches()

@@ -252,7 +252,7 @@ class AlternatingMinimization:
         if self._adapts(problem) and self.orthonormalize:
             # Measured over 0.1 to 3 and powers 1 to 3 of the move and of the residual: this one loses fewest problems.
             damping = (jnp.minimum(square_move, size) / jnp.where(size > 0, size, 1)) ** 1.5
-        before, after = state.info["residual"], info["residual"]
+        before, after, damped = state.info["residual"], info["residual"], state.damping
         state = AltMinState(
             factors=factors,
             info=info,
@@ -262,7 +262,7 @@ class AlternatingMinimization:
             relaxation=self._relaxation(problem, omega, state.move, move, after <= before),
             damping=damping,
         )
-        return state, self._code(before, after)
+        return state, self._code(before, after, damped)
 
     def _relaxation(self, problem: Problem, omega, before, after, improved) -> jax.Array:
         """The over-relaxation factor of the next step, from the rate at which this one contracted the moves.
@@ -279,12 +279,13 @@ class AlternatingMinimization:
         best = 2 / (1 + jnp.sqrt(1 - mu_squared))
         return jnp.where(known, 1 + 0.9 * (best - 1), 1)
 
-    def _code(self, before: jax.Array, after: jax.Array) -> jax.Array:
+    def _code(self, before: jax.Array, after: jax.Array, damped: jax.Array) -> jax.Array:
         code = _common.exact_fit(before, after, self.tolerance)
         if self.fresh_fraction is not None or self.update_error is not None:
             return code
         # A half step minimises exactly, so a residual that no longer changes is a stationary point.
-        still = jnp.abs(before - after) <= 4 * jnp.finfo(after.dtype).eps * after
+        eps = jnp.finfo(after.dtype).eps
+        still = (jnp.abs(before - after) <= 4 * eps * after) & (damped <= eps)
         met = self.tolerance is None
         return jnp.where(still & (code == status.RUNNING), status.CONVERGED if met else status.STALLED, code)
 
