@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax import initial, losses, status
+from lrjax import losses, status
 from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors, matmul
@@ -68,15 +68,6 @@ def describe_square(problem: Problem, square: jax.Array) -> dict[str, jax.Array]
 def symmetric_product(problem: Problem, z: jax.Array, u: jax.Array) -> jax.Array:
     """`(A*(z) + A*(z)^T) u`."""
     return problem.operator.adjoint_matmul(z, u) + problem.operator.adjoint_rmatmul(z, u)
-
-
-def orthonormal(factor: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """An orthonormal basis of the columns in use; the others stay zero."""
-    if mask is not None:
-        # Zero columns would make QR singular; anything independent does in their place.
-        filler = jax.random.normal(jax.random.key(0), factor.shape, factor.dtype)
-        factor = jnp.where(mask[None, :] > 0, factor, filler)
-    return initial.keep_columns(jnp.linalg.qr(factor)[0], mask)
 
 
 def precondition(gradient: jax.Array, other: jax.Array, damping: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -71,7 +71,7 @@ class AlternatingMinimization:
             the leading part of `A*(y)` (of the signs of `y`, if the loss is not the squared one), as in the theory. It
             saves a few steps and needs fewer entries where all singular values are alike, and stalls where they are
             not: directions below the noise of `A*(y)` point at rows with many entries.
-        inner: `"exact"`: batched Cholesky on entries, conjugate gradients to rounding level elsewhere; `"cg"`:
+        inner: `"exact"`: batched elimination on entries, conjugate gradients to rounding level elsewhere; `"cg"`:
             `inner_steps` warm-started conjugate gradient steps, `O(|Omega| k)` each.
         inner_steps: steps of the `"cg"` inner solve (default 5), or the most for conjugate gradients in `"exact"`
             (default 500).
@@ -95,7 +95,7 @@ class AlternatingMinimization:
     with the squared loss. Rows with fewer entries than `max_rank` cannot be recovered and are damped.
 
     Source: Jain, Netrapalli and Sanghavi, arXiv 1212.0467; Gu, Song, Yin and Zhang, arXiv 2302.11068 (papers key
-    `robust_altmin`), algorithm A1.5.
+    `robust_altmin`), algorithm A1.5. Over-relaxation: Young, 1954; the damping is this library's own.
 
     Examples:
         >>> import jax, lrjax as lr

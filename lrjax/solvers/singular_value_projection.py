@@ -64,7 +64,7 @@ class SingularValueProjection:
         key_start, key_gain = jax.random.split(key)
         if factors is None:
             factors = initial.spectral(problem, self.max_rank, key_start, rank=self.rank)
-        right = _common.orthonormal(factors.right, initial.column_mask(self.max_rank, self.rank, problem.y.dtype))
+        right = initial.orthonormal(factors.right, initial.column_mask(self.max_rank, self.rank, problem.y.dtype))
         factors = Factors(factors.matmul(right), right)
         gain = initial.gain(problem, key_gain, symmetric=False)
         return self._at(problem, factors, gain)
@@ -88,9 +88,9 @@ class SingularValueProjection:
         # `moved` is (X - size G) times the current basis; more rounds turn the basis towards its singular vectors.
         moved = left - size * ascent
         for _ in range(self.power_steps):
-            u = _common.orthonormal(moved, mask)
+            u = initial.orthonormal(moved, mask)
             back = matmul(basis, matmul(left.T, u)) - size * op.adjoint_rmatmul(z, u)
-            v = _common.orthonormal(back, mask)
+            v = initial.orthonormal(back, mask)
             moved = matmul(left, matmul(basis.T, v)) - size * op.adjoint_matmul(z, v)
         new = self._at(problem, Factors(initial.keep_columns(moved, mask), v), state.extra)
         return new, _common.exact_fit(state.info["residual"], new.info["residual"], self.tolerance)
