@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 
+import pytest
+
 # Small LAPACK calls inside a loop spend their time in OpenBLAS's spinning threads otherwise.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -26,3 +28,12 @@ def pytest_runtest_teardown():
         import jax
 
         jax.clear_caches()
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield

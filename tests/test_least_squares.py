@@ -8,18 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
+from jax.experimental.sparse import BCOO
 
 from lrjax import status
-from lrjax.sketching import LstsqResult, least_squares, lstsq
+from lrjax.sketching import CountSketch, LstsqResult, SparseSignSketch, least_squares, lstsq, lstsq_blocks
 
 KEY = jax.random.key(0)
 SKETCHED = {"method": "sketch_and_solve"}
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def problem(n, d, *, condition=10.0, rank=None, rhs=(), seed=0):
@@ -192,7 +188,13 @@ METHODS = {
     "wide": ((7, 30), {}),
     "sketched": ((60, 7), SKETCHED),
     "sketched gaussian": ((60, 7), {"sketch": "gaussian", **SKETCHED}),
+    "cholesky_qr": ((90, 7), {"method": "cholesky_qr"}),
+    "fossils": ((90, 7), {"method": "fossils"}),
+    "lsqr": ((90, 7), {"method": "lsqr"}),
+    "iterative_sketching": ((90, 7), {"method": "iterative_sketching"}),
 }
+SLOW = ("sketched gaussian", "lsqr", "iterative_sketching")  # to compile; the others cover their parts
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in METHODS]
 
 
 def case(name, rhs=(), seed=0):
@@ -201,7 +203,7 @@ def case(name, rhs=(), seed=0):
     return a, b, functools.partial(lstsq, **options)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_jit_is_eager_and_vmap_is_a_loop(name):
     cases = [case(name, seed=seed) for seed in range(3)]
     a = np.stack([c[0] for c in cases]).astype(np.float32)
@@ -251,8 +253,11 @@ def moved(point, direction, step):
     return tuple(p + step * v for p, v in zip(point, direction, strict=True))
 
 
-@pytest.mark.parametrize("name", ["tall", "wide", "sketched"])
-@pytest.mark.parametrize("ridge", [0.2, 0.0])
+@pytest.mark.parametrize(
+    ("name", "ridge"),
+    [("tall", 0.2), ("tall", 0.0), ("wide", 0.2), ("wide", 0.0), ("sketched", 0.2), ("cholesky_qr", 0.0)]
+    + [pytest.param(name, 0.2, marks=pytest.mark.slow) for name in ("cholesky_qr", "fossils")],
+)
 def test_first_derivatives_are_finite_differences(name, ridge, x64):
     x, point, direction = differentiable(name)
     if ridge == 0:  # no negative ridge to difference with; see the next test
@@ -350,7 +355,7 @@ def spoiled(array, value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "qr"}, r"method is 'qr'; expected one of \('auto', 'direct', 'sketch_and_solve'\)"),
+        ({"method": "qr"}, r"method is 'qr'; expected one of \('auto', 'direct', 'normal_equations', 'cholesky_qr'"),
         ({"sketch": "gaussian"}, "sketch is 'gaussian'; expected None, for the method 'direct'"),
         ({"sketch_size": 9, "method": "direct"}, "sketch_size is 9; expected None, for the method 'direct'"),
         ({"tolerance": 1e-3}, "tolerance is 0.001; expected None, for the method 'direct'"),
@@ -359,7 +364,17 @@ def spoiled(array, value):
             "max_steps is 100; expected None, for the method 'sketch_and_solve'",
         ),
         ({"tolerance": 0.0, **SKETCHED}, "tolerance is 0.0; expected None"),
-        ({"sketch": "srht", **SKETCHED}, "sketch is 'srht'; expected one of"),
+        ({"sketch": "fast", **SKETCHED}, "sketch is 'fast'; expected one of"),
+        (
+            {"sketch": np.ones((4, 12)), **SKETCHED},
+            r"sketch is a ndarray of shape \(4, 12\); expected a name or a sketch",
+        ),
+        ({"sketch": CountSketch.create(KEY, 8, 11), **SKETCHED}, r"of shape \(8, 11\); .* a sketch \(m, 12\), m >= 3"),
+        ({"sketch": CountSketch.create(KEY, 8, 12), "sketch_size": 8, **SKETCHED}, "sketch_size is 8; expected None"),
+        ({"method": "fossils", "max_steps": 0}, "max_steps must be an integer of at least 1; got 0"),
+        ({"method": "lsqr", "tolerance": -1.0}, "tolerance has the least value -1.0"),
+        ({"method": "cholesky_qr", "tolerance": 1e-3}, "tolerance is 0.001; expected None"),
+        ({"a": A[:2], "b": B[:2], "method": "lsqr"}, r"a has shape \(2, 3\); expected n >= d"),
         ({"sketch_size": 2, **SKETCHED}, "sketch_size must be an integer of at least 3; got 2"),
         ({"sketch_size": 9.0, **SKETCHED}, "sketch_size must be an integer.*; got 9.0"),
         ({"a": A[:2], "b": B[:2], **SKETCHED}, r"a has shape \(2, 3\); expected n >= d"),
@@ -420,3 +435,199 @@ def test_traced_nan_is_a_status_of_its_own_problem(options):
     with pytest.raises(status.SolveError, match=r"1 of 3 failed\. problem 1: the solution or its residual is"):
         result.check()
     jax.tree.map(lambda leaf: leaf[::2], result).check()
+
+
+# ------------------------------------------------------------------------------------ as accurate as a QR, on any input
+
+
+def planted(n, d, condition, size, seed=0):
+    """A problem of given condition number whose residual has norm `size`, and its solution."""
+    rng = np.random.default_rng(seed)
+    u, _ = np.linalg.qr(rng.standard_normal((n, d)))
+    v, _ = np.linalg.qr(rng.standard_normal((d, d)))
+    x = rng.standard_normal(d)
+    x /= np.linalg.norm(x)
+    residual = rng.standard_normal(n)
+    residual -= u @ (u.T @ residual)
+    a = (u * np.geomspace(1, 1 / condition, d)) @ v.T
+    return a, a @ x + size * residual / np.linalg.norm(residual), x
+
+
+def backward(a, b, x):
+    """The estimate of Karlson and Walden with the exact singular values."""
+    _, s, vt = np.linalg.svd(a, full_matrices=False)
+    r = b - a @ x
+    g = vt @ (a.T @ r)
+    return np.sqrt(np.sum(g**2 / (s**2 + (r @ r) / (x @ x)))) / np.linalg.norm(x) / s[0]
+
+
+ACCURATE = {
+    "auto": {},
+    "cholesky_qr": {"method": "cholesky_qr", "sketch": "sparse_sign"},
+    "fossils": {"method": "fossils"},
+}
+
+
+@pytest.mark.parametrize("name", ACCURATE)
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e6, 1e10, 1e14])
+def test_as_accurate_as_qr(name, condition, x64):
+    for size in (1e-12, 1e-3, 1.0):
+        a, b, _ = planted(2000, 20, condition, size)
+        q, r = np.linalg.qr(a)
+        reference = scipy.linalg.solve_triangular(r, q.T @ b)
+        result = lstsq(a, b, KEY, **ACCURATE[name])
+        result.check()
+        eps = np.finfo(float).eps
+        # Directions within 30 eps of the largest may be left out, which is a perturbation of that size.
+        level = 30 if condition > 1e13 else 4
+        assert backward(a, b, np.asarray(result.x)) < level * max(backward(a, b, reference), eps)
+        # The conditioning of least squares: condition, and its square times the residual (Wedin).
+        bound = eps * (condition + condition**2 * size)
+        if bound < 0.01:
+            assert relative(result.x, reference) < 100 * bound
+        np.testing.assert_allclose(result.residual_norm, np.linalg.norm(b - a @ reference), rtol=1e-7, atol=1e-14)
+        assert float(result.backward_error) < level * eps
+        assert condition > 1e13 or 0.3 < float(result.condition) / condition < 3
+        assert int(result.rank) >= (19 if condition > 1e13 else 20)
+
+
+def test_auto_says_what_it_did(x64):
+    steps = {}
+    for condition in (10.0, 1e6, 1e11):
+        a, b, _ = planted(2000, 20, condition, 1.0)
+        result = lstsq(a, b, KEY)
+        assert result.method == "cholesky_qr"
+        steps[condition] = int(result.num_steps), bool(result.sketched)
+    assert steps == {10.0: (1, False), 1e6: (2, False), 1e11: (2, True)}
+    assert lstsq(a[:60], b[:60], KEY).method == "direct"
+
+
+def test_normal_equations_say_when_they_fail(x64):
+    a, b, _ = planted(2000, 20, 1e6, 1.0)
+    result = lstsq(a, b, KEY, method="normal_equations")
+    assert int(result.status) == status.STALLED
+    with pytest.raises(status.SolveError, match=r"too ill-conditioned .* use method 'cholesky_qr'"):
+        result.check()
+    lstsq(*planted(2000, 20, 100.0, 1.0)[:2], KEY, method="normal_equations").check()
+
+
+def test_forward_stable_methods_are_not_backward_stable(x64):
+    """What LSQR and iterative sketching are known to lack, beside what they reach."""
+    a, b, _ = planted(2000, 20, 1e6, 1.0)
+    reference = np.linalg.lstsq(a, b, rcond=None)[0]
+    for method in ("lsqr", "iterative_sketching"):
+        result = lstsq(a, b, KEY, method=method)
+        result.check()
+        assert relative(result.x, reference) < 1e-4  # condition^2 eps
+        assert float(result.backward_error) > 1e-14
+        assert int(result.num_steps) < 40
+    assert int(lstsq(a, b, KEY, method="lsqr", max_steps=3).status) == status.RUNNING
+
+
+def test_coherent_rows_and_scales_do_not_matter(x64):
+    rng = np.random.default_rng(0)
+    a = 1e-3 * rng.standard_normal((3000, 10))
+    a[:30] = 1e3 * rng.standard_normal((30, 10))
+    a[:, 3] *= 1e3
+    b = rng.standard_normal(3000)
+    reference = np.linalg.lstsq(a, b, rcond=1e-20)[0]
+    for options in ({}, {"method": "cholesky_qr", "sketch": "count", "sketch_size": 400}, {"method": "fossils"}):
+        result = lstsq(a, b, KEY, **options)
+        result.check()
+        assert relative(result.x * np.linalg.norm(a, axis=0), reference * np.linalg.norm(a, axis=0)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "cholesky_qr"}, {"method": "cholesky_qr", "sketch": "srht"}, {"method": "fossils"}]
+)
+def test_rank_deficient_problems_have_the_answer_of_least_norm(options, x64):
+    a, b = problem(2000, 8, rank=5)
+    result = lstsq(a, b, KEY, **options)
+    result.check()
+    assert int(result.rank) == 5
+    assert relative(result.x, np.linalg.lstsq(a, b, rcond=1e-10)[0]) < 1e-10
+    zero = lstsq(0 * a, b, KEY, **options)
+    np.testing.assert_array_equal(zero.x, 0)
+
+
+def test_weights_and_ridge_of_the_fast_methods(x64):
+    a, b = problem(900, 7, rhs=(2,))
+    weights = np.random.default_rng(1).uniform(0.1, 3, size=900)
+    for method in ("cholesky_qr", "lsqr", "iterative_sketching", "fossils"):
+        for ridge in (0.0, 0.3):  # a new value compiles nothing
+            result = lstsq(a, b, KEY, method=method, weights=weights, ridge=ridge)
+            assert relative(result.x, numpy_ridge(a, b, weights, ridge)) < 1e-11
+            assert np.all(np.asarray(result.backward_error) < 1e-14)
+
+
+def test_operators_and_sparse_matrices(x64):
+    a, b = problem(400, 6, rhs=(2,))
+    a[np.abs(a) < 0.03] = 0
+    reference = np.linalg.lstsq(a, b, rcond=None)[0]
+    sparse = BCOO.fromdense(jnp.asarray(a))
+    for method in ("auto", "lsqr", "sketch_and_solve"):
+        result = lstsq(sparse, b, KEY, method=method)
+        assert result.method == ("fossils" if method == "auto" else method)
+        if method != "sketch_and_solve":
+            assert relative(result.x, reference) < 1e-12
+    np.testing.assert_allclose(
+        lstsq(sparse, b, KEY, method="sketch_and_solve").x, lstsq(a, b, KEY, method="sketch_and_solve").x, rtol=1e-9
+    )
+    gradient = jax.grad(lambda b: lstsq(sparse, b, KEY).x.sum())(b)
+    np.testing.assert_allclose(gradient, np.linalg.pinv(a).T @ np.ones((6, 2)), atol=1e-10)
+    with pytest.raises(ValueError, match="method is 'cholesky_qr' and a is an operator; expected an array"):
+        lstsq(sparse, b, KEY, method="cholesky_qr")
+
+
+def test_any_sketch_will_do(x64):
+    a, b = problem(500, 5)
+    reference = np.linalg.lstsq(a, b, rcond=None)[0]
+    for sketch in ("count", "srdct", "block_srht", "pooled", SparseSignSketch.create(KEY, 100, 500)):
+        assert relative(lstsq(a, b, KEY, method="cholesky_qr", sketch=sketch).x, reference) < 1e-12
+
+
+def test_fast_methods_do_not_copy_the_matrix(x64):
+    n, d = 2**15, 64
+    a, b = jax.ShapeDtypeStruct((n, d), np.float64), jax.ShapeDtypeStruct((n,), np.float64)
+    for method in ("cholesky_qr", "sketch_and_solve", "fossils"):
+        run = jax.jit(lambda a, b, key, method=method: lstsq(a, b, key, method=method).x)
+        memory = run.lower(a, b, jax.random.key(0)).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < 0.6 * n * d * 8, method
+
+
+# --------------------------------------------------------------------------------------------------- blocks of rows
+
+
+def test_blocks_of_rows_are_the_whole(x64):
+    a, b, _ = planted(3000, 12, 1e8, 1e-3)
+    cuts = [0, 700, 1400, 2100, 2990, 3000]
+    blocks = lambda: ((a[i:j], b[i:j]) for i, j in itertools.pairwise(cuts))
+    result = lstsq_blocks(blocks, KEY)
+    result.check()
+    reference = np.linalg.lstsq(a, b, rcond=1e-20)[0]
+    assert backward(a, b, np.asarray(result.x)) < 1e-15
+    assert relative(result.x, reference) < 1e-2
+    np.testing.assert_allclose(result.residual_norm, 1e-3, rtol=1e-6)
+    assert result.x.shape == (12,)
+    ridge = lstsq_blocks(blocks, KEY, ridge=0.1)
+    assert relative(ridge.x, numpy_ridge(a, b, ridge=0.1)) < 1e-10
+    # One pass, from an iterator: a little worse than optimal, and it says that it does not know by how much.
+    once = lstsq_blocks(blocks(), KEY, method="sketch_and_solve")
+    assert np.isnan(once.residual_norm)
+    assert np.linalg.norm(b - a @ once.x) < 1.05 * np.linalg.norm(b - a @ reference)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (iter([(A, B)]), "blocks is an iterator; expected a function that returns one afresh"),
+        (lambda: iter([]), "blocks yielded nothing"),
+        (lambda: [(A, B), (A[:, :2], B)], r"block 1 has a of shape \(12, 2\)"),
+        (lambda: [(A, B[:5])], r"block 0 has a of shape \(12, 3\), float32, and b of shape \(5,\)"),
+        (lambda: [(spoiled(A, np.nan), B)], "a of block 0 holds NaN"),
+    ],
+    ids=["iterator", "none", "columns", "rows", "not finite"],
+)
+def test_blocks_that_do_not_fit_are_refused(blocks, message):
+    with pytest.raises(ValueError, match=message):
+        lstsq_blocks(blocks, KEY)

@@ -20,12 +20,6 @@ from lrjax import status
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def slope(x, y):
     return np.polyfit(np.asarray(x), np.asarray(y), 1)[0]
 

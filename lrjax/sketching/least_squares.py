@@ -9,16 +9,31 @@ import numpy as np
 
 from lrjax import status
 from lrjax._checks import check_count, check_key
-from lrjax._pytree import is_concrete, pytree, tree_isfinite
-from lrjax.sketching.sketches import GaussianSketch, SparseSignSketch
+from lrjax._pytree import pytree, tree_isfinite
+from lrjax.sketching import _direct, _inputs, _normal, cholesky_qr, iterative
+from lrjax.sketching._normal import Factor
 
 # The options that mean something to each method. Any other that is set is refused.
-_METHOD_OPTIONS = {"direct": (), "sketch_and_solve": ("sketch", "sketch_size")}
-_SKETCHES = ("sparse_sign", "gaussian")
-_ROWS_PER_COLUMN = 8
-_NONZEROS = 8
-
-_matmul = functools.partial(jnp.matmul, precision="highest")
+_METHOD_OPTIONS = {
+    "direct": (),
+    "normal_equations": (),
+    "cholesky_qr": ("sketch", "sketch_size"),
+    "sketch_and_solve": ("sketch", "sketch_size"),
+    "lsqr": ("sketch", "sketch_size", "tolerance", "max_steps"),
+    "iterative_sketching": ("sketch", "sketch_size", "tolerance", "max_steps"),
+    "fossils": ("sketch", "sketch_size", "tolerance", "max_steps"),
+}
+_ITERATIVE = {
+    "lsqr": iterative.lsqr,
+    "iterative_sketching": iterative.iterative_sketching,
+    "fossils": iterative.fossils,
+}
+_MAX_STEPS = 100
+# Condition number of `a` above which "auto" takes a sketch instead of another round of shifted Cholesky QR. At rounding
+# level of the normal matrix one round is not enough any more. In units of 1 / sqrt(eps d).
+_SKETCH_ABOVE = 0.5
+# "auto" is direct for problems that are hardly tall, or small.
+_LEAST_ASPECT, _LEAST_ENTRIES = 4, 2**14
 
 
 @pytree
@@ -28,15 +43,26 @@ class LstsqResult:
     Attributes:
         x: the solution, `(d,)` or `(d, q)` like `b`.
         residual_norm: `||sqrt(w) (b - a x)||_2` on all the rows, without the ridge term; a scalar, or `(q,)`.
+        backward_error: estimate of the smallest relative perturbation `||E|| / ||a||` for which `x` solves the problem
+            with `a + E` exactly; near machine epsilon for a backward stable answer, of order one for a sketched one.
+            A scalar, or `(q,)`. Wide problems: `||b - a x - ridge y||` relative to `||a|| ||x|| + ||b||`.
+        condition: estimate of the condition number of `a` (with weights and ridge) over the directions kept.
+        rank: int32, directions kept: the others have singular values below 30 epsilons of the largest.
         status: int32 code of `lrjax.status`; one per problem under `vmap`.
-        num_steps: int32, iterations taken; 0 for the methods that do not iterate.
+        num_steps: int32: iterations; for "cholesky_qr" and "normal_equations" the rounds, each a product `B^T B`; 0 for
+            methods that do not iterate.
+        sketched: whether a sketch was used, of interest for "auto".
         method: the method that ran, never "auto"; static.
     """
 
     x: jax.Array
     residual_norm: jax.Array
+    backward_error: jax.Array
+    condition: jax.Array
+    rank: jax.Array
     status: jax.Array
     num_steps: jax.Array
+    sketched: jax.Array
     method: str = jax.tree.static()
 
     @property
@@ -63,16 +89,23 @@ class LstsqResult:
 def _reason(code: int) -> str:
     if code == status.NONFINITE:
         return "the solution or its residual is not finite: NaN, infinity or values near overflow came in"
+    if code == status.STALLED:
+        return (
+            "the normal equations were too ill-conditioned for the answer to be trusted; use method 'cholesky_qr' or "
+            "'direct', or a larger sketch"
+        )
+    if code == status.RUNNING:
+        return "max_steps was used up before the tolerance was met; raise either, or sketch_size"
     return status.message(code)
 
 
 def lstsq(
-    a: jax.Array,
+    a: Any,
     b: jax.Array,
     key: jax.Array,
     *,
     method: str = "auto",
-    sketch: str | None = None,
+    sketch: Any = None,
     sketch_size: int | None = None,
     weights: jax.Array | None = None,
     ridge: float | jax.Array = 0.0,
@@ -83,39 +116,48 @@ def lstsq(
 
     Methods:
 
-    - "direct": QR of the rows scaled by `sqrt(w)`, then an SVD of the small triangular factor. Singular
-      values below `max(n, d) * eps` of the largest count as zero, as in NumPy, and the answer is the one of
-      least norm; a ridge above that level restores them. Wide `a` is treated through its transpose. Costs
-      about `4 n d^2 + 20 d^3` operations (`n` and `d` exchanged if wide). Not for `d` beyond a few thousand.
-    - "sketch_and_solve": solves the short problem `min ||S (a x - b)||` by the same direct method; about
-      `16 n d` operations to sketch and `2 m d^2` to solve. The answer is a fixed factor away from optimal,
-      not accurate: with a Gaussian S of `m` rows, `||a (x' - x)||^2` is on average `d / (m - d - 1)` times
-      the squared residual. Not for answers that must agree with the direct one.
-    - "auto": picks "direct", today always; `result.method` says what ran.
+    - "auto" (arrays): "direct" for wide, small or hardly tall problems (`n < 4 d`); otherwise "cholesky_qr", started
+      from the normal matrix, and from a sketch if that says that the condition number is beyond `0.5 / sqrt(eps d)`.
+      For operators: "fossils". `result.method`, `num_steps` and `sketched` say what ran.
+    - "cholesky_qr": as accurate as a QR, and only matrix products. A factor of the normal matrix, as for "auto" or from
+      the `sketch` that is named, makes `B = a T` well-conditioned; `B^T B` is formed over blocks of rows (`a` is never
+      copied), its normal equations are solved, and the answer is refined once. Backward stable up to condition numbers
+      near 1 / eps. `5 n d^2` operations a round, nearly always one round.
+    - "normal_equations": one round without a sketch or a factor, refined: `2 n d^2`. Status `STALLED` if the
+      condition number (above 2,500 in double precision, 17 in single, columns scaled) leaves the answer in doubt.
+    - "direct": QR of the rows scaled by `sqrt(w)`, then an SVD of the small triangular factor. Wide `a` is treated
+      through its transpose. `4 n d^2 + 20 d^3` operations (`n` and `d` exchanged if wide), and copies of `a`.
+    - "sketch_and_solve": solves the short problem `min ||S (a x - b)||` directly: a sketch and `2 m d^2`. A
+      fixed factor away from optimal, not accurate: with a Gaussian S of `m` rows, `||a (x' - x)||^2` is on average
+      `d / (m - d - 1)` times the squared residual. For loose answers, and for `a` that passes by once.
+    - "lsqr", "iterative_sketching", "fossils": a sketch preconditions iterations, a product with `a` and one with `a^T`
+      per step (`4 n d`), about 15 to 40 of them. LSQR on `a T` from the sketched solution; momentum steps (Epperly
+      2023; forward stable); two refinement passes of conjugate gradients (Epperly, Meier and Nakatsukasa 2024;
+      backward stable). For operators, sparse `a`, or `d` so large that `n d^2` hurts. For dense `a` of up to a thousand
+      columns "cholesky_qr" is faster.
 
-    Differentiable to any order with respect to `a`, `b`, `weights` and `ridge`, by one exact Newton step from
-    a constant start rather than through the factorizations. Where `a` lacks full rank and `ridge` is 0, the
-    derivative in `a` is finite but belongs to the kept directions alone (no other exists). The derivative
-    in a weight that is exactly zero is taken as zero for wide or sketched problems, where it need not exist.
+    Directions whose singular value is below 30 epsilons of the largest are left out, and the answer is the one
+    of least norm. With `n < d` the answer of least norm interpolates ("direct" only).
 
-    On the sketched answer: the target of Song, Ye, Yin and Zhang (2023, arXiv 2302.00248) is coordinate-wise,
-    `||x' - x||_inf <= (eps / sqrt(d)) ||a x - b|| ||pinv(a)||`. Their bound for the plain randomized Hadamard
-    sketch has an acknowledged gap in its proof, and nothing here relies on it. For a Gaussian sketch and
-    orthonormal `a` the error is explicitly Gaussian given the sketch, with a median over sketches near
-    `eps = z_d sqrt(d / (m - d - 1))`, `z_d` the median of the largest of `d` half-normal variables.
+    Differentiable to any order with respect to `a`, `b`, `weights` and `ridge`, implicitly: the derivative is that of
+    the exact solution, at no cost unless it is asked for ("sketch_and_solve": of the sketched solution). Where `a`
+    lacks full rank and `ridge` is 0, the derivative in `a` belongs to the kept directions alone (no other exists). The
+    derivative in a weight that is exactly zero is taken as zero for wide or sketched problems, where it need not exist.
 
     Args:
-        a: `(n, d)`, float32 or float64.
+        a: `(n, d)`, float32 or float64; or an operator with `shape`, `dtype`, `apply` (`(d, q)` to `(n, q)`) and
+            `apply_adjoint`, a pytree; or a `jax.experimental.sparse` matrix (BCOO).
         b: `(n,)` or `(n, q)`, of the same dtype.
-        key: one random key. "direct" does not use it.
-        method: "auto", "direct" or "sketch_and_solve".
-        sketch: "sparse_sign" (the default, `SparseSignSketch`) or "gaussian" (`GaussianSketch`, slower than a
-            direct solve, for study). Sketching methods only.
-        sketch_size: rows `m >= d` of the sketch, `8 d` if left out. Sketching methods only.
+        key: one random key. "direct" and "normal_equations" do not use it.
+        method: one of the above.
+        sketch: "sparse_sign" (the default), "gaussian", "rademacher", "count", "srht", "srdct", "block_srht",
+            "pooled"; or a sketch of shape `(m, n)`, such as a `RowSample`. Sketching methods only.
+        sketch_size: rows `m >= d` of a sketch that is named; if left out `8 d` to solve, `12 d` or up to 2048 to
+            precondition, for "pooled" the next power of two.
         weights: `(n,)` nonnegative row weights of the squared loss; a row of weight zero is not there.
         ridge: nonnegative scalar, traced: a new value does not recompile. It is not sketched.
-        tolerance: for iterative methods; refused by those above.
-        max_steps: for iterative methods; refused by those above.
+        tolerance: relative accuracy of the iterations; machine epsilon if left out.
+        max_steps: of the iterations, 100 if left out (per pass for "fossils").
 
     Returns:
         An `LstsqResult`, in the dtype of `a`. Nothing raises in traced code: a solution that is not finite
@@ -124,8 +166,8 @@ def lstsq(
     Raises:
         ValueError: shapes that do not fit or are empty; dtypes other than float32 and float64; NaN or
             infinite values; negative weights or ridge; an unknown method or sketch; an option the method
-            does not use; a sketch smaller than `d`; a sketched wide problem. Values are looked at only where
-            they are concrete, so not what `jit`, `vmap` or `grad` trace; the look waits for the arrays.
+            does not use; a sketch smaller than `d`; a wide problem for other methods than "direct". Values are looked
+            at only where they are concrete, so not what `jit`, `vmap` or `grad` trace; the look waits for the arrays.
 
     Examples:
         >>> import jax
@@ -136,199 +178,140 @@ def lstsq(
         >>> [round(float(value), 3) for value in result.x], result.method
         ([1.0, 2.0, 3.0], 'direct')
     """
-    if method not in ("auto", *_METHOD_OPTIONS):
-        raise ValueError(f"method is {method!r}; expected one of {('auto', *_METHOD_OPTIONS)}")
-    chosen = "direct" if method == "auto" else method
-    options = {
-        "sketch": sketch,
-        "sketch_size": sketch_size,
-        "tolerance": tolerance,
-        "max_steps": max_steps,
-    }
-    for name, value in options.items():
-        if value is not None and name not in _METHOD_OPTIONS[chosen]:
-            raise ValueError(f"{name} is {value!r}; expected None, for the method {chosen!r} does not use it")
-
     check_key(key)
-    a, b = _check_array("a", a), _check_array("b", b)
-    if a.ndim != 2 or b.ndim not in (1, 2) or a.shape[0] != b.shape[0] or 0 in (*a.shape, *b.shape):
+    a, b = _inputs.check_matrix(a), _inputs.check_array("b", b)
+    if len(a.shape) != 2 or b.ndim not in (1, 2) or a.shape[0] != b.shape[0] or 0 in (*a.shape, *b.shape):
         raise ValueError(
             f"a has shape {a.shape} and b has shape {b.shape}; expected (n, d) with (n,) or (n, q), and no size zero"
         )
     if a.dtype != b.dtype:
         raise ValueError(f"a has dtype {a.dtype} and b has dtype {b.dtype}; expected one dtype: cast either")
+    chosen = _choose(method, a)
+    options = {"sketch": sketch, "sketch_size": sketch_size, "tolerance": tolerance, "max_steps": max_steps}
+    for name, value in options.items():
+        if value is not None and name not in _METHOD_OPTIONS[chosen]:
+            raise ValueError(f"{name} is {value!r}; expected None, for the method {chosen!r} does not use it")
     num_rows, num_cols = a.shape
-    if chosen == "sketch_and_solve":
-        if num_rows < num_cols:
-            raise ValueError(f"a has shape {a.shape}; expected n >= d, since sketching shortens tall problems")
-        sketch = "sparse_sign" if sketch is None else sketch
-        if sketch not in _SKETCHES:
-            raise ValueError(f"sketch is {sketch!r}; expected one of {_SKETCHES}")
-        sketch_size = _ROWS_PER_COLUMN * num_cols if sketch_size is None else sketch_size
-        sketch_size = check_count("sketch_size", sketch_size, minimum=num_cols)
+    if chosen != "direct" and num_rows < num_cols:
+        raise ValueError(f"a has shape {a.shape}; expected n >= d, since sketching shortens tall problems")
+    if chosen in _ITERATIVE:
+        max_steps = _MAX_STEPS if max_steps is None else check_count("max_steps", max_steps)
+        tolerance = float(jnp.finfo(b.dtype).eps) if tolerance is None else tolerance
+    name, made, rows = None, key, None
+    if "sketch" in _METHOD_OPTIONS[chosen]:
+        name, made, rows = _inputs.check_sketch(
+            key, sketch, sketch_size, a.shape, accurate=chosen != "sketch_and_solve"
+        )
     return _solve(
         a,
         b,
-        key,
-        _check_nonnegative("weights", weights, (num_rows,), a.dtype),
-        _check_nonnegative("ridge", ridge, (), a.dtype),
+        made,
+        _inputs.check_nonnegative("weights", weights, (num_rows,), b.dtype),
+        _inputs.check_nonnegative("ridge", ridge, (), b.dtype),
+        None if tolerance is None else _inputs.check_nonnegative("tolerance", tolerance, (), b.dtype),
         method=chosen,
-        sketch=sketch,
-        sketch_size=sketch_size,
+        automatic=method == "auto" or (chosen == "cholesky_qr" and sketch is None),
+        sketch=name,
+        sketch_size=rows,
+        max_steps=max_steps,
     )
 
 
-def _check_array(name: str, value: Any) -> jax.Array:
-    value = jnp.asarray(value)
-    if value.dtype not in (jnp.float32, jnp.float64):
-        raise ValueError(f"{name} has dtype {value.dtype}; expected float32 or float64")
-    # Evaluated at once even if a jit around us is tracing and `value` is one of its constants.
-    if is_concrete(value):
-        with jax.ensure_compile_time_eval():
-            if not _all_finite(value):
-                raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
-    return value
+def _choose(method: str, a: Any) -> str:
+    if method not in ("auto", *_METHOD_OPTIONS):
+        raise ValueError(f"method is {method!r}; expected one of {('auto', *_METHOD_OPTIONS)}")
+    dense, (n, d) = isinstance(a, jax.Array), a.shape
+    if method == "auto":
+        small = n < _LEAST_ASPECT * d or n * d < _LEAST_ENTRIES
+        return "fossils" if not dense else "direct" if small else "cholesky_qr"
+    if not dense and method in ("direct", "normal_equations", "cholesky_qr"):
+        raise ValueError(f"method is {method!r} and a is an operator; expected an array, or an iterative method")
+    return method
 
 
-_all_finite = jax.jit(tree_isfinite)
-
-
-def _check_nonnegative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    if name == "weights" and value is None:
-        return None
-    if jnp.shape(value) != shape:
-        raise ValueError(f"{name} has shape {jnp.shape(value)}; expected {shape}")
-    if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
-        raise ValueError(f"{name} has dtype {jnp.result_type(value)}; expected a real one")
-    if is_concrete(value):
-        worst = np.min(np.asarray(value))
-        if not (worst >= 0 and np.all(np.isfinite(value))):
-            raise ValueError(f"{name} has the least value {worst}; expected finite values of at least 0")
-    return jnp.asarray(value, dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("method", "sketch", "sketch_size"))
+@functools.partial(jax.jit, static_argnames=("method", "automatic", "sketch", "sketch_size", "max_steps"))
 def _solve(
-    a: jax.Array,
+    a: Any,
     b: jax.Array,
-    key: jax.Array,
+    made: Any,
     weights: jax.Array | None,
     ridge: jax.Array,
+    tolerance: jax.Array | None,
     *,
     method: str,
+    automatic: bool,
     sketch: str | None,
     sketch_size: int | None,
+    max_steps: int | None,
 ) -> LstsqResult:
     columns = b.reshape(b.shape[0], -1)
-    if method == "sketch_and_solve":
-        assert sketch_size is not None
-        x = _sketch_and_solve(a, columns, key, weights, ridge, sketch, sketch_size)
-    elif a.shape[0] < a.shape[1]:
-        x = _wide(*_scale_rows(a, columns, weights), ridge)
+    if a.shape[0] < a.shape[1]:
+        x, condition = _direct.wide(*_direct.scale_rows(a, columns, weights), ridge)
+        norm, error = _direct.wide_errors(a, columns, weights, ridge, x)
+        worked, steps, sketched, rank = jnp.ones((), bool), jnp.int32(0), jnp.zeros((), bool), jnp.int32(a.shape[0])
     else:
-        x = _tall(a, columns, weights, ridge)
-    norm = _residual_norm(a, columns, weights, x)
-    code = jnp.where(tree_isfinite((x, norm)), status.CONVERGED, status.NONFINITE).astype(jnp.int32)
+        draw = lambda: _inputs.draw(sketch, made, sketch_size, a.shape[0])
+        # Constants to autodiff: the derivative is attached below.
+        fixed = jax.lax.stop_gradient((a, columns, weights, ridge))
+        if method == "sketch_and_solve":
+            x, factor = _sketch_and_solve(a, columns, weights, ridge, draw())
+            worked, steps, sketched = jnp.ones((), bool), jnp.int32(0), jnp.ones((), bool)
+        else:
+            x, factor, worked, steps, sketched = _tall(
+                fixed, draw, tolerance, method, automatic, sketch_size, max_steps
+            )
+            x = _normal.at_minimum(a, columns, weights, ridge, x, factor)
+        norm, error = _errors(a, columns, weights, ridge, x, jax.lax.stop_gradient(factor))
+        condition, rank = factor.condition(), jnp.sum(factor.inverse > 0, dtype=jnp.int32)
+    code = jnp.where(worked, status.CONVERGED, status.RUNNING if method in _ITERATIVE else status.STALLED)
+    code = jnp.where(tree_isfinite((x, norm)), code, status.NONFINITE).astype(jnp.int32)
     return LstsqResult(
         x=x.reshape(a.shape[1:] + b.shape[1:]),
         residual_norm=norm.reshape(b.shape[1:]),
+        backward_error=error.reshape(b.shape[1:]),
+        condition=condition,
+        rank=rank,
         status=code,
-        num_steps=jnp.zeros_like(code),
+        num_steps=steps + 0 * code,
+        sketched=sketched,
         method=method,
     )
 
 
+def _tall(
+    fixed: tuple, draw: Any, tolerance: Any, method: str, automatic: bool, sketch_size: int | None, max_steps: Any
+) -> tuple[jax.Array, Factor, jax.Array, jax.Array, jax.Array]:
+    """Solution, factor, whether it worked, steps, and whether a sketch was used."""
+    a, b, weights, ridge = fixed
+    yes, no = jnp.ones((), bool), jnp.zeros((), bool)
+    if method == "direct":
+        return *_direct.tall(a, b, weights, ridge), yes, jnp.int32(0), no
+    factor_of_sketch = lambda: _normal.sketched_factor(_inputs.sketched(draw(), a, weights), ridge)
+    if method == "normal_equations":
+        return cholesky_qr.solve(a, b, weights, ridge, None, 1)
+    if method == "cholesky_qr":
+        limit = _SKETCH_ABOVE * (float(jnp.finfo(b.dtype).eps) * a.shape[1]) ** -0.5
+        start = (limit, factor_of_sketch) if automatic else factor_of_sketch
+        return cholesky_qr.solve(a, b, weights, ridge, start, cholesky_qr.MAX_ROUNDS)
+    x, factor = _sketch_and_solve(a, b, weights, ridge, draw())
+    more = {"sketch_size": sketch_size} if method == "iterative_sketching" else {}
+    x, done, steps = _ITERATIVE[method](a, b, weights, ridge, factor, x, tolerance, max_steps, **more)
+    return x, factor, done, steps, yes
+
+
 def _sketch_and_solve(
-    a: jax.Array,
-    b: jax.Array,
-    key: jax.Array,
-    weights: jax.Array | None,
-    ridge: jax.Array,
-    sketch: str | None,
-    sketch_size: int,
-) -> jax.Array:
-    num_rows, num_cols = a.shape
-    if sketch == "gaussian":
-        s = GaussianSketch.create(key, sketch_size, num_rows, dtype=a.dtype)
-    else:
-        nonzeros = min(_NONZEROS, sketch_size)
-        s = SparseSignSketch.create(key, sketch_size, num_rows, num_nonzeros=nonzeros, dtype=a.dtype)
-    both = s.apply(jnp.concatenate(_scale_rows(a, b, weights), axis=1))
-    return _tall(both[:, :num_cols], both[:, num_cols:], None, ridge)
+    a: Any, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, sketch: Any
+) -> tuple[jax.Array, Factor]:
+    # One sketch for both, applied to each: `[a, b]` would be a copy.
+    short = _inputs.sketched(sketch, a, weights)
+    target = sketch.apply(b if weights is None else _direct.safe_sqrt(weights)[:, None] * b)
+    x, factor = _direct.tall(*jax.lax.stop_gradient((short, target, None, ridge)))
+    return _normal.at_minimum(short, target, None, ridge, x, factor), factor
 
 
-def _tall(a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array) -> jax.Array:
-    """`x`, `(d, q)`, for `n >= d`."""
-    rows, target, level = jax.lax.stop_gradient((*_scale_rows(a, b, weights), ridge))
-    q, left, sigma, right, inverse = _factorize(rows, level)
-    start = _matmul(right.T, (sigma * inverse * inverse)[:, None] * _matmul(left.T, _matmul(q.T, target)))
-
-    def adjoint(residual: jax.Array) -> jax.Array:
-        return _matmul(a.T, residual if weights is None else weights[:, None] * residual)
-
-    def normal(x: jax.Array) -> jax.Array:
-        return adjoint(_matmul(a, x)) + ridge * x
-
-    # The objective is quadratic, so one Newton step from any constant ends at the solution as a function of
-    # all inputs: every derivative is right, and no factorization is differentiated.
-    downhill = adjoint(b - _matmul(a, start)) - ridge * start
-    return start + _derivative_only(_linear_solve(normal, downhill, right.T, inverse))
-
-
-def _wide(a: jax.Array, b: jax.Array, ridge: jax.Array) -> jax.Array:
-    """`x = a^T y`, `(d, q)`, for `n < d` and rows already scaled, with `(a a^T + ridge) y = b`."""
-    rows, target, level = jax.lax.stop_gradient((a, b, ridge))
-    q, left, sigma, right, inverse = _factorize(rows.T, level)
-    scores = inverse[:, None] * _matmul(right, target)
-    y = _matmul(right.T, inverse[:, None] * scores)
-    x = _matmul(q, _matmul(left, (sigma * inverse)[:, None] * scores))
-    # `a^T y` with the value of x: rounding in y, which may be far larger than x, must not enter.
-    primal = x + _matmul((a - rows).T, y)
-
-    def normal(step: jax.Array) -> jax.Array:
-        return _matmul(a, _matmul(a.T, step)) + ridge * step
-
-    # As in `_tall`: an exact Newton step, in y, carries the derivatives.
-    remainder = b - _matmul(a, primal) - ridge * y
-    step = _linear_solve(normal, remainder, right.T, inverse)
-    return x + _derivative_only(primal + _matmul(a.T, step))
-
-
-def _linear_solve(matvec: Any, rhs: jax.Array, basis: jax.Array, inverse: jax.Array) -> jax.Array:
-    def solve(_: Any, value: jax.Array) -> jax.Array:
-        # Multiplied in one at a time: their square may underflow.
-        return _matmul(basis, inverse[:, None] * (inverse[:, None] * _matmul(basis.T, value)))
-
-    return jax.lax.custom_linear_solve(matvec, rhs, solve, symmetric=True)
-
-
-def _derivative_only(value: jax.Array) -> jax.Array:
-    """Zero, with the derivatives of `value`: its own rounding would spoil a backward stable answer."""
-    return value - jax.lax.stop_gradient(value)
-
-
-def _factorize(tall: jax.Array, ridge: jax.Array) -> tuple[jax.Array, ...]:
-    """`tall = q @ left @ diag(sigma) @ right`, and `1 / sqrt(sigma^2 + ridge)` with 0 where that is noise."""
-    q, r = jnp.linalg.qr(tall)
-    left, sigma, right = jnp.linalg.svd(r)
-    size = jnp.hypot(sigma, jnp.sqrt(ridge))
-    keep = size > max(tall.shape) * jnp.finfo(tall.dtype).eps * sigma[0]
-    return q, left, sigma, right, jnp.where(keep, 1 / jnp.where(keep, size, 1), 0)
-
-
-def _scale_rows(a: jax.Array, b: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    if weights is None:
-        return a, b
-    root = _safe_sqrt(weights)[:, None]
-    return root * a, root * b
-
-
-def _residual_norm(a: jax.Array, b: jax.Array, weights: jax.Array | None, x: jax.Array) -> jax.Array:
-    squares = (b - _matmul(a, x)) ** 2
-    return _safe_sqrt(jnp.sum(squares if weights is None else weights[:, None] * squares, axis=0))
-
-
-def _safe_sqrt(value: jax.Array) -> jax.Array:
-    """The square root, with derivative 0 at 0 so that an infinite slope does not turn a zero into NaN."""
-    positive = value > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1)), 0 * value)
+def _errors(a: Any, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array, factor: Factor) -> tuple:
+    """Residual norms, differentiable, and backward errors, not."""
+    squares = (b - _normal.forward(a, x)) ** 2
+    norm = _direct.safe_sqrt(jnp.sum(_normal.weigh(weights, squares), axis=0))
+    error = _normal.backward_error(*jax.lax.stop_gradient((a, b, weights, ridge, x, factor)))[1]
+    return norm, error

@@ -1,0 +1,72 @@
+"""Least squares by QR and an SVD of the small factor, for tall and wide matrices."""
+
+import jax
+import jax.numpy as jnp
+
+from lrjax.sketching import _normal
+from lrjax.sketching._normal import Factor, mul
+
+
+def scale_rows(a: jax.Array, b: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    if weights is None:
+        return a, b
+    root = safe_sqrt(weights)[:, None]
+    return root * a, root * b
+
+
+def safe_sqrt(value: jax.Array) -> jax.Array:
+    """The square root, with derivative 0 at 0 so that an infinite slope does not turn a zero into NaN."""
+    positive = value > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1)), 0 * value)
+
+
+def tall(a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array) -> tuple[jax.Array, Factor]:
+    """`x`, `(d, q)`, and the factor of the normal matrix, for `n >= d`."""
+    rows, target = scale_rows(a, b, weights)
+    q, left, sigma, right, inverse = _factorize(rows, ridge)
+    x = mul(right.T, (sigma * inverse * inverse)[:, None] * mul(left.T, mul(q.T, target)))
+    return x, Factor(basis=right, sizes=jnp.hypot(sigma, jnp.sqrt(ridge)), inverse=inverse)
+
+
+def wide(a: jax.Array, b: jax.Array, ridge: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`x = a^T y`, `(d, q)`, for `n < d` and rows already scaled, with `(a a^T + ridge) y = b`; and the condition.
+
+    Differentiable by an exact Newton step in `y` from a constant.
+    """
+    rows, target, level = jax.lax.stop_gradient((a, b, ridge))
+    q, left, sigma, right, inverse = _factorize(rows.T, level)
+    scores = inverse[:, None] * mul(right, target)
+    y = mul(right.T, inverse[:, None] * scores)
+    x = mul(q, mul(left, (sigma * inverse)[:, None] * scores))
+    # `a^T y` with the value of x: rounding in y, which may be far larger than x, must not enter.
+    primal = x + mul((a - rows).T, y)
+    remainder = b - mul(a, primal) - ridge * y
+    step = jax.lax.custom_linear_solve(
+        lambda v: mul(a, mul(a.T, v)) + ridge * v,
+        remainder,
+        # Multiplied in one at a time: their square may underflow.
+        lambda _, v: mul(right.T, inverse[:, None] * (inverse[:, None] * mul(right, v))),
+        symmetric=True,
+    )
+    exact = primal + mul(a.T, step)
+    factor = Factor(basis=right, sizes=jnp.hypot(sigma, jnp.sqrt(level)), inverse=inverse)
+    return x + exact - jax.lax.stop_gradient(exact), factor.condition()
+
+
+def _factorize(matrix: jax.Array, ridge: jax.Array) -> tuple[jax.Array, ...]:
+    """`matrix = q @ left @ diag(sigma) @ right`, and `1 / sqrt(sigma^2 + ridge)` with 0 where that is noise."""
+    q, r = jnp.linalg.qr(matrix)
+    left, sigma, right = jnp.linalg.svd(r)
+    size = jnp.hypot(sigma, jnp.sqrt(ridge))
+    keep = size > _normal.RANK_LEVEL * jnp.finfo(matrix.dtype).eps * jnp.max(sigma)
+    return q, left, sigma, right, jnp.where(keep, 1 / jnp.where(keep, size, 1), 0)
+
+
+def wide_errors(a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array) -> tuple:
+    norm = safe_sqrt(jnp.sum(_normal.weigh(weights, (b - mul(a, x)) ** 2), axis=0))
+    rows, target, fit, level = jax.lax.stop_gradient((*scale_rows(a, b, weights), x, ridge))
+    # With a ridge the residual is `ridge y`; what is left of it in the normal equations counts.
+    miss = jnp.where(level > 0, jnp.linalg.norm(_normal.downhill(rows, target, None, level, fit), axis=0), norm)
+    size = jnp.linalg.norm(rows) * jnp.linalg.norm(fit, axis=0) + jnp.linalg.norm(target, axis=0)
+    size = jnp.where(level > 0, size * jnp.linalg.norm(rows), size)
+    return norm, jax.lax.stop_gradient(jnp.where(size > 0, miss / jnp.where(size > 0, size, 1), 0))

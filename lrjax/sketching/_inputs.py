@@ -1,0 +1,144 @@
+"""What `lstsq` takes: matrices, operators, weights, and the sketches by name."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrjax._checks import check_count
+from lrjax._pytree import is_concrete, pytree, tree_isfinite
+from lrjax.sketching import _direct, _normal
+from lrjax.sketching.sketches import GaussianSketch, RademacherSketch
+from lrjax.sketching.sparse import CountSketch, SparseSignSketch
+from lrjax.sketching.transforms import SRDCT, SRHT, BlockSRHT, PooledSketch
+
+SKETCHES = {
+    "sparse_sign": SparseSignSketch,
+    "gaussian": GaussianSketch,
+    "rademacher": RademacherSketch,
+    "count": CountSketch,
+    "srht": SRHT,
+    "srdct": SRDCT,
+    "block_srht": BlockSRHT,
+    "pooled": PooledSketch,
+}
+# Rows of a sketch per column of `a`; to precondition, at least `LEAST_ROWS` where `a` is much taller than that.
+ROWS_PER_COLUMN = 8
+ROWS_TO_ITERATE = 12
+LEAST_ROWS = 2048
+# Rows of a sketch whose adjoint images are formed at a time, where `a` is an operator.
+SKETCH_ROWS = 32
+
+
+@pytree
+class SparseMatrix:
+    """A `jax.experimental.sparse` matrix as an operator."""
+
+    matrix: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.matrix.dtype
+
+    def apply(self, x: jax.Array) -> jax.Array:
+        return self.matrix @ x
+
+    def apply_adjoint(self, z: jax.Array) -> jax.Array:
+        return self.matrix.T @ z
+
+
+def check_matrix(a: Any) -> Any:
+    if all(hasattr(a, name) for name in ("apply", "apply_adjoint", "shape", "dtype")):
+        return a
+    if type(a).__module__.startswith("jax.experimental.sparse"):
+        a = SparseMatrix(matrix=a)
+        if a.dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(f"a has dtype {a.dtype}; expected float32 or float64")
+        return a
+    return check_array("a", a)
+
+
+def check_array(name: str, value: Any) -> jax.Array:
+    value = jnp.asarray(value)
+    if value.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"{name} has dtype {value.dtype}; expected float32 or float64")
+    # Evaluated at once even if a jit around us is tracing and `value` is one of its constants.
+    if is_concrete(value):
+        with jax.ensure_compile_time_eval():
+            if not _all_finite(value):
+                raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
+    return value
+
+
+_all_finite = jax.jit(tree_isfinite)
+
+
+def check_nonnegative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    if name == "weights" and value is None:
+        return None
+    if jnp.shape(value) != shape:
+        raise ValueError(f"{name} has shape {jnp.shape(value)}; expected {shape}")
+    if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+        raise ValueError(f"{name} has dtype {jnp.result_type(value)}; expected a real one")
+    if is_concrete(value):
+        worst = np.min(np.asarray(value))
+        if not (worst >= 0 and np.all(np.isfinite(value))):
+            raise ValueError(f"{name} has the least value {worst}; expected finite values of at least 0")
+    return jnp.asarray(value, dtype)
+
+
+def check_sketch(
+    key: jax.Array, sketch: Any, size: Any, shape: tuple[int, int], *, accurate: bool
+) -> tuple[str | None, Any, int | None]:
+    """Name, random key or the sketch itself, and rows; more of them where they cost nothing and help."""
+    n, d = shape
+    if sketch is not None and not isinstance(sketch, str):
+        if size is not None:
+            raise ValueError(f"sketch_size is {size!r}; expected None, for the sketch has a size of its own")
+        given = getattr(sketch, "shape", None)
+        if given is None or len(given) != 2 or given[1] != n or given[0] < d or not hasattr(sketch, "apply"):
+            raise ValueError(
+                f"sketch is a {type(sketch).__name__} of shape {given}; expected a name or a sketch (m, {n}), m >= {d}"
+            )
+        return None, sketch, given[0]
+    name = "sparse_sign" if sketch is None else sketch
+    if name not in SKETCHES:
+        raise ValueError(f"sketch is {sketch!r}; expected one of {tuple(SKETCHES)}, or a sketch")
+    rows = size
+    if rows is None:
+        rows = max(ROWS_TO_ITERATE * d, min(LEAST_ROWS, n // 8)) if accurate else ROWS_PER_COLUMN * d
+        if name == "pooled":
+            rows = 1 << (rows - 1).bit_length()
+        elif name in ("srht", "srdct"):
+            rows = min(rows, n)
+    return name, key, check_count("sketch_size", rows, minimum=d)
+
+
+def draw(name: str | None, made: Any, rows: int, num_cols: int) -> Any:
+    if name is None:
+        return made
+    if name == "sparse_sign":
+        return SparseSignSketch.create(made, rows, num_cols, num_nonzeros=min(8, rows))
+    return SKETCHES[name].create(made, rows, num_cols)
+
+
+def sketched(sketch: Any, a: Any, weights: jax.Array | None) -> jax.Array:
+    """`S sqrt(W) a`, `(m, d)`."""
+    root = None if weights is None else _direct.safe_sqrt(weights)
+    if isinstance(a, jax.Array):
+        return sketch.apply(_normal.weigh(root, a))
+    rows = sketch.shape[0]
+    count = -(-rows // SKETCH_ROWS)
+
+    def block(index: jax.Array) -> jax.Array:
+        at = index * SKETCH_ROWS + jnp.arange(SKETCH_ROWS, dtype=jnp.int32)
+        picked = (jnp.arange(rows, dtype=jnp.int32)[:, None] == at[None, :]).astype(a.dtype)
+        return a.apply_adjoint(_normal.weigh(root, sketch.apply_adjoint(picked))).T
+
+    blocks = jax.lax.map(block, jnp.arange(count, dtype=jnp.int32))
+    return blocks.reshape(count * SKETCH_ROWS, a.shape[1])[:rows]

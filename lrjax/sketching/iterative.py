@@ -1,0 +1,151 @@
+"""Least squares by iterations that a sketch preconditions: LSQR, iterative sketching, FOSSILS.
+
+`factor` comes from a sketch `S sqrt(W) a` of `m` rows: the singular values of `a T`, `T = basis^T / sizes`, then lie
+within `1 / (1 +- sqrt(d / m))`, whatever the condition number of `a`. All start at the sketched solution; a start at
+zero is not stable. Each step is one product with `a` and one with `a^T`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrjax.linalg.krylov import counted_conjugate_gradient
+from lrjax.sketching import _normal
+from lrjax.sketching._normal import Factor
+
+# Of iterative sketching: how small a change of the residual counts as none, per condition number (2311.04362).
+_ROUNDING = 0.04
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(x * x, axis=0))
+
+
+def _over(x: jax.Array, size: jax.Array) -> jax.Array:
+    return jnp.where(size > 0, x / jnp.where(size > 0, size, 1), 0)
+
+
+def lsqr(
+    a: Any,
+    b: jax.Array,
+    weights: jax.Array | None,
+    ridge: jax.Array,
+    factor: Factor,
+    x: jax.Array,
+    tolerance: float | jax.Array,
+    max_steps: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """LSQR (Paige and Saunders 1982) on `a T`, from `x`: the solution, whether it converged, and the steps taken.
+
+    A column has converged once a step changes its fitted values by less than `tolerance ||b||`.
+    """
+    root_weights = None if weights is None else jnp.sqrt(weights)
+    damp = jnp.sqrt(ridge)
+
+    def apply(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z = factor.root(y)
+        return _normal.weigh(root_weights, _normal.forward(a, z)), damp * z
+
+    def apply_adjoint(u: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return factor.root_adjoint(_normal.adjoint(a, _normal.weigh(root_weights, u[0])) + damp * u[1])
+
+    def normalised(u: tuple) -> tuple[tuple, jax.Array]:
+        size = jnp.hypot(_norm(u[0]), _norm(u[1]))
+        return tuple(_over(part, size) for part in u), size
+
+    u, beta = normalised((_normal.weigh(root_weights, b - _normal.forward(a, x)), -damp * x))
+    v = apply_adjoint(u)
+    alpha = _norm(v)
+    v = _over(v, alpha)
+    size_b = _norm(_normal.weigh(root_weights, b))
+
+    def unfinished(carry: tuple) -> jax.Array:
+        *_, change, step = carry
+        return (step < max_steps) & jnp.any(change > tolerance * size_b)
+
+    def one(carry: tuple) -> tuple:
+        y, u, v, w, alpha, phi, rho, _, step = carry
+        image = apply(v)
+        u, beta = normalised(tuple(new - alpha * old for new, old in zip(image, u, strict=True)))
+        v = apply_adjoint(u) - beta * v
+        alpha = _norm(v)
+        v = _over(v, alpha)
+        size = jnp.hypot(rho, beta)
+        cosine, sine = _over(rho, size), _over(beta, size)
+        change = _over(cosine * phi, size)
+        y = y + change * w
+        moved = jnp.abs(change) * _norm(w)
+        return y, u, v, v - _over(sine * alpha, size) * w, alpha, sine * phi, -cosine * alpha, moved, step + 1
+
+    start = (jnp.zeros_like(x), u, v, v, alpha, beta, alpha, jnp.full_like(size_b, jnp.inf), jnp.int32(0))
+    y, *_, change, steps = jax.lax.while_loop(unfinished, one, start)
+    return x + factor.root(y), jnp.all(change <= tolerance * size_b), steps
+
+
+def iterative_sketching(
+    a: Any,
+    b: jax.Array,
+    weights: jax.Array | None,
+    ridge: jax.Array,
+    factor: Factor,
+    x: jax.Array,
+    tolerance: float | jax.Array,
+    max_steps: int,
+    *,
+    sketch_size: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`x += alpha H^-1 a^T (b - a x) + beta (x - x_old)`, with `beta = d / m`, `alpha = (1 - d / m)^2`.
+
+    Epperly (2023, arXiv 2311.04362): forward stable with this start. Stops when the residual changes by less than
+    rounding, `tolerance (||a|| ||x|| + 0.04 condition ||r||)`.
+    """
+    momentum = a.shape[1] / sketch_size
+    step_size = (1 - momentum) ** 2
+    top = jnp.max(factor.sizes)
+    root_weights = None if weights is None else jnp.sqrt(weights)
+
+    def unfinished(carry: tuple) -> jax.Array:
+        *_, done, step = carry
+        return (step < max_steps) & ~done
+
+    def one(carry: tuple) -> tuple:
+        x, old, r, _, step = carry
+        down = _normal.adjoint(a, _normal.weigh(root_weights, r)) - ridge * x
+        new = x + step_size * factor.solve(down) + momentum * (x - old)
+        fresh = _normal.weigh(root_weights, b - _normal.forward(a, new))
+        level = tolerance * (top * _norm(new) + _ROUNDING * factor.condition() * _norm(fresh))
+        return new, x, fresh, jnp.all(_norm(fresh - r) <= level), step + 1
+
+    r = _normal.weigh(root_weights, b - _normal.forward(a, x))
+    start = (x, x, r, jnp.zeros_like(r[0, 0], bool), jnp.int32(0))
+    x, _, _, done, steps = jax.lax.while_loop(unfinished, one, start)
+    return x, done, steps
+
+
+def fossils(
+    a: Any,
+    b: jax.Array,
+    weights: jax.Array | None,
+    ridge: jax.Array,
+    factor: Factor,
+    x: jax.Array,
+    tolerance: float | jax.Array,
+    max_steps: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Two passes of refinement, each a conjugate gradient solve with `T^T a^T a T` to `sqrt(tolerance)`.
+
+    Epperly, Meier and Nakatsukasa (2024, arXiv 2406.03468; their SPIR solves the passes by conjugate gradients, as
+    here, their FOSSILS by heavy-ball steps): backward stable, where one pass is only forward stable.
+    """
+    inner = jnp.sqrt(jnp.asarray(tolerance, x.dtype))
+
+    def matrix(y: jax.Array) -> jax.Array:
+        return factor.root_adjoint(_normal.normal(a, weights, ridge, factor.root(y)))
+
+    steps, done = jnp.int32(0), jnp.ones((), bool)
+    for _ in range(2):
+        rhs = factor.root_adjoint(_normal.downhill(a, b, weights, ridge, x))
+        y, taken = counted_conjugate_gradient(matrix, rhs, num_steps=max_steps, tolerance=inner)
+        x, steps, done = x + factor.root(y), steps + taken, done & (taken < max_steps)
+    return x, done, steps
