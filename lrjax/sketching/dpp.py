@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrjax._checks import check_count, check_finite, check_key, check_real, host_value
 from lrjax.sketching.row_sampling import RowSample, _with_replacement
@@ -121,7 +122,7 @@ def _check_phi(phi: Any) -> jax.Array:
     check_finite("phi", phi)
     if (host := host_value(phi)) is not None:
         gram = host.T @ host
-        off = abs(gram - jnp.eye(len(gram), dtype=phi.dtype)).max()
+        off = abs(gram - np.eye(len(gram))).max()
         if off > 100 * float(jnp.finfo(phi.dtype).eps) * phi.shape[0] ** 0.5:
             raise ValueError(f"phi.T @ phi is {off:.1e} off the identity; expected orthonormal columns")
     return phi

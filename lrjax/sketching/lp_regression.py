@@ -9,7 +9,7 @@ import numpy as np
 
 from lrjax import status
 from lrjax._checks import check_count, check_finite, check_key, check_range, check_real
-from lrjax._pytree import is_concrete, pytree
+from lrjax._pytree import pytree
 from lrjax.sketching.row_sampling import (
     RowSample,
     _basis,
@@ -249,7 +249,15 @@ def _minimise(
         done = (gap <= tolerance) | (jnp.max(jnp.abs(r_next)) <= nothing)
         code = jnp.where(finite, jnp.where(done, status.CONVERGED, status.RUNNING), status.NONFINITE).astype(jnp.int32)
         z, r = jnp.where(finite, z_next, z), jnp.where(finite, r_next, r)
-        return z, r, jnp.minimum(_GROWTH * power, p), jnp.maximum(_FADE * smooth, unit if p < 2 else 0), gap, k + 1, code
+        return (
+            z,
+            r,
+            jnp.minimum(_GROWTH * power, p),
+            jnp.maximum(_FADE * smooth, unit if p < 2 else 0),
+            gap,
+            k + 1,
+            code,
+        )
 
     z = _matmul(basis.T, b)
     r = b - _matmul(basis, z)
