@@ -33,14 +33,15 @@ def norm(r, p):
 
 
 def reference(a, b, p):
-    """The least `||a x - b||_p`: a linear program at p = 1, else BFGS in an orthonormal basis from p = 2."""
-    n, d = a.shape
-    if p == 1:
-        cost = np.concatenate([np.zeros(d), np.ones(2 * n)])
-        rows = np.concatenate([a, np.eye(n), -np.eye(n)], axis=1)
-        return linprog(cost, A_eq=rows, b_eq=b, bounds=[(None, None)] * d + [(0, None)] * 2 * n).fun
+    """The least `||a x - b||_p`: a linear program at p = 1, else BFGS from p = 2."""
+    # In an orthonormal basis: SciPy's tolerances are absolute.
     u, sigma, _ = np.linalg.svd(a, full_matrices=False)
     q = u[:, sigma > 1e-10 * sigma[0]]
+    n, d = q.shape
+    if p == 1:
+        cost = np.concatenate([np.zeros(d), np.ones(2 * n)])
+        rows = np.concatenate([q, np.eye(n), -np.eye(n)], axis=1)
+        return linprog(cost, A_eq=rows, b_eq=b, bounds=[(None, None)] * d + [(0, None)] * 2 * n).fun
     scale = norm(b - q @ (q.T @ b), p)
 
     def value(z):

@@ -215,7 +215,9 @@ def _weights(r: jax.Array, power: Any, smooth: Any) -> jax.Array:
 def _normal_solve(basis: jax.Array, weights: jax.Array, rhs: jax.Array) -> jax.Array:
     """`(basis^T W basis)^-1 rhs`, with a ridge at rounding level so that missing directions do no harm."""
     gram = _matmul(basis.T, weights[:, None] * basis)
-    ridge = float(jnp.finfo(basis.dtype).eps) * jnp.max(jnp.diagonal(gram))
+    # Where all residuals are zero so are the weights, for p > 2: the smallest number keeps zero over zero at zero.
+    info = jnp.finfo(basis.dtype)
+    ridge = float(info.eps) * jnp.max(jnp.diagonal(gram)) + float(info.tiny)
     factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(len(gram), dtype=gram.dtype))
     return jax.scipy.linalg.cho_solve(factor, rhs)
 
