@@ -80,7 +80,7 @@ def lp_regression(
     key: jax.Array | None = None,
     num_rows: int | None = None,
     scores: str | jax.Array = "auto",
-    num_steps: int = 200,
+    num_steps: int = 500,
     tolerance: float | jax.Array | None = None,
 ) -> LpResult:
     """Minimises `||a x - b||_p`, 1 <= p < infinity, on all the rows or on a random sample of them.
