@@ -1,7 +1,17 @@
-"""Random sketches, and least squares by way of them."""
+"""Random sketches and row samples, and regression and low-rank approximation by way of them."""
 
 from lrjax.sketching.coordinatewise import coordinatewise_lstsq, coordinatewise_ratio, coordinatewise_sketch_size
+from lrjax.sketching.dpp import projection_dpp, repeated_dpp, volume_rescaled_sample
 from lrjax.sketching.least_squares import LstsqResult, lstsq
+from lrjax.sketching.lp_regression import LpResult, lp_regression
+from lrjax.sketching.row_sampling import (
+    RowSample,
+    leverage_scores,
+    lewis_weights,
+    lp_sensitivities,
+    mixed_scores,
+    root_leverage_scores,
+)
 from lrjax.sketching.sketches import GaussianSketch, RademacherSketch
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch, VerySparseSketch
 from lrjax.sketching.streaming import lstsq_blocks
@@ -14,15 +24,26 @@ __all__ = [
     "BlockSRHT",
     "CountSketch",
     "GaussianSketch",
+    "LpResult",
     "LstsqResult",
     "PooledSketch",
     "RademacherSketch",
+    "RowSample",
     "SparseSignSketch",
     "TensorSRHT",
     "VerySparseSketch",
     "coordinatewise_lstsq",
     "coordinatewise_ratio",
     "coordinatewise_sketch_size",
+    "leverage_scores",
+    "lewis_weights",
+    "lp_regression",
+    "lp_sensitivities",
     "lstsq",
     "lstsq_blocks",
+    "mixed_scores",
+    "projection_dpp",
+    "repeated_dpp",
+    "root_leverage_scores",
+    "volume_rescaled_sample",
 ]

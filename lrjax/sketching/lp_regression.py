@@ -1,0 +1,290 @@
+"""Regression in the p-norm: one door, `lp_regression`, on all rows or on a sample of them."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrjax import status
+from lrjax._checks import check_count, check_finite, check_key, check_range, check_real
+from lrjax._pytree import pytree
+from lrjax.sketching.row_sampling import (
+    RowSample,
+    _basis,
+    _check_matrix,
+    _check_scores,
+    leverage_scores,
+    lewis_weights,
+    root_leverage_scores,
+)
+
+_SCORES = ("auto", "lewis", "leverage", "root_leverage", "uniform")
+# Steps tried along each direction, as multiples of Newton's (p > 2) or of the reweighted least squares' (p <= 2).
+_TRIALS = np.concatenate([[0.0], 2.0 ** np.arange(-6, 4)])
+# The power grows by this factor a step, and the smoothing shrinks by this one.
+_GROWTH = 1.2
+_FADE = 0.5
+
+_matmul = functools.partial(jnp.matmul, precision="highest")
+
+
+@pytree
+class LpResult:
+    """What `lp_regression` returns.
+
+    Attributes:
+        x: `(d,)`, the solution.
+        objective: `||a x - b||_p` on all the rows, sampled or not; a scalar.
+        gap: how far the objective of the problem that was solved (the sample's, if there is one) may be above
+            its least value, relative to itself: an upper bound from the dual problem, up to rounding.
+        num_steps: int32, iterations taken.
+        status: int32 code of `lrjax.status`; one per problem under `vmap`.
+        method: "full" or "sampled"; static.
+        scores: the scores that the rows were drawn by, "given" if they were handed in, "none" without a sample;
+            static.
+    """
+
+    x: jax.Array
+    objective: jax.Array
+    gap: jax.Array
+    num_steps: jax.Array
+    status: jax.Array
+    method: str = jax.tree.static()
+    scores: str = jax.tree.static()
+
+    @property
+    def converged(self) -> jax.Array:
+        """Whether the gap is below the tolerance, per problem."""
+        return self.status == status.CONVERGED
+
+    def check(self) -> None:
+        """Raises on the host if any problem failed. Not for traced code.
+
+        Raises:
+            SolveError: names the failed problems and why they failed.
+        """
+        codes = np.asarray(self.status).ravel()
+        failed = np.flatnonzero(codes != status.CONVERGED)
+        if failed.size:
+            reasons = "; ".join(f"problem {i}: {status.message(int(codes[i]))}" for i in failed[:10])
+            raise status.SolveError(f"lp_regression: {failed.size} of {codes.size} failed. {reasons}")
+
+
+def lp_regression(
+    a: jax.Array,
+    b: jax.Array,
+    p: float,
+    *,
+    key: jax.Array | None = None,
+    num_rows: int | None = None,
+    scores: str | jax.Array = "auto",
+    num_steps: int = 500,
+    tolerance: float | jax.Array | None = None,
+) -> LpResult:
+    """Minimises `||a x - b||_p`, 1 <= p < infinity, on all the rows or on a random sample of them.
+
+    Iteratively reweighted least squares from the least-squares solution, in an orthonormal basis of the range of
+    `a`. Weights are `|r_i|^(p-2)`; along each direction the best of eleven step sizes is taken. For p < 2 the
+    weights are smoothed at a level that halves from the largest residual down to rounding. For p > 2 the power
+    starts at 2 and grows by a fifth at each step, and the direction is Newton's; without that, large p stalls.
+    It stops when the residuals of the step, made into a feasible point of the dual problem, prove the relative
+    gap to be small. About `2 n d^2 + 40 n` operations a step; typically 5 steps at p = 3, 15 to 40 in [1, 2) and
+    around 20 at p = 50. At p = 1 the objective is right to rounding long before the gap can prove it: the dual
+    point converges more slowly.
+
+    With `num_rows`, the rows of `[a b]` are drawn without replacement by their scores and the small problem is
+    solved (sketch-and-solve). The answer is then a factor `1 + eps` off with `eps` about `sqrt(d / m)`: not for
+    answers that must agree with the full one, and no gain when n is small, for Lewis weights cost as much as
+    thirty steps.
+
+    Differentiable with respect to `a` and `b`, by one Newton step from the constant solution: exact at a
+    converged one. For p = 1 that is the derivative of the vertex, defined where the solution is unique and has d
+    zero residuals. The sample counts as constant.
+
+    Args:
+        a: `(n, d)`, float32 or float64. Lack of full rank and n < d are allowed; x is then the least one.
+        b: `(n,)`, of the same dtype.
+        p: the power of the norm, static.
+        key: one random key. With `num_rows` only.
+        num_rows: rows to draw; all are used if left out.
+        scores: "auto" ("lewis" for p < 4, else "leverage"), "lewis", "leverage", "root_leverage" (p <= 2),
+            "uniform", or `(n,)` nonnegative numbers. For p >= 4 leverage scores come without a guarantee: they
+            need up to `d^(p/2-1)` times the rows. With `num_rows` only.
+        num_steps: most iterations.
+        tolerance: of the relative gap; left out, `eps^(3/4)` for p > 1 (2e-12 in float64, 6e-6 in float32) and
+            `eps^(1/2)` for p = 1.
+
+    Returns:
+        An `LpResult`, in the dtype of `a`. A solution that is not finite has the status `NONFINITE`.
+
+    Raises:
+        ValueError: shapes that do not fit, dtypes that differ, non-finite values; p below 1; `num_rows` without a
+            key, or the other way round, or above the number of positive scores; unknown scores, or scores that p
+            does not allow.
+
+    Examples:
+        >>> import jax
+        >>> import lrjax as lr
+        >>> a = jax.random.normal(jax.random.key(0), (100, 2))
+        >>> b = (a @ jax.numpy.array([1.0, 2.0])).at[:30].add(50.0)  # thirty gross errors
+        >>> result = lr.sketching.lp_regression(a, b, 1.0)
+        >>> [round(float(value), 3) for value in result.x]
+        [1.0, 2.0]
+    """
+    check_range("p", p, low=1)
+    p = float(p)
+    a, b = _check_matrix("a", a), jnp.asarray(b)
+    check_real("b", b)
+    if b.shape != a.shape[:1] or a.dtype != b.dtype:
+        raise ValueError(f"b is {b.dtype} of shape {b.shape}; expected {a.dtype} of shape {a.shape[:1]}, as a has it")
+    check_finite("b", b)
+    num_steps = check_count("num_steps", num_steps)
+    check_range("tolerance", tolerance, low=0)
+    if tolerance is None:
+        tolerance = float(jnp.finfo(a.dtype).eps) ** (0.75 if p > 1 else 0.5)
+    tolerance = jnp.asarray(tolerance, a.dtype)
+    if num_rows is None:
+        if key is not None or not (isinstance(scores, str) and scores == "auto"):
+            raise ValueError("key and scores are for samples; expected num_rows with them, or neither")
+        return _solve(a, b, None, tolerance, p, num_steps, "none")
+    if key is None:
+        raise ValueError("key is None; expected a random key, for num_rows is given")
+    check_key(key)
+    values, name = _scores_of(a, b, p, scores)
+    sample = RowSample.create(key, values, num_rows, replacement=False, p=p)
+    return _solve(a, b, sample, tolerance, p, num_steps, name)
+
+
+def _scores_of(a: jax.Array, b: jax.Array, p: float, scores: Any) -> tuple[jax.Array, str]:
+    if not isinstance(scores, str):
+        values = _check_scores("scores", scores)
+        if values.shape != b.shape:
+            raise ValueError(f"scores have shape {values.shape}; expected {b.shape}")
+        return jax.lax.stop_gradient(values.astype(a.dtype)), "given"
+    if scores not in _SCORES:
+        raise ValueError(f"scores is {scores!r}; expected one of {_SCORES} or an array")
+    if scores == "auto":
+        scores = "lewis" if p < 4 else "leverage"
+    if scores == "uniform":
+        return jnp.ones_like(b), scores
+    both = jax.lax.stop_gradient(jnp.concatenate([a, b[:, None]], axis=1))
+    if scores == "leverage":
+        return leverage_scores(both), scores
+    return (lewis_weights if scores == "lewis" else root_leverage_scores)(both, p), scores
+
+
+@functools.partial(jax.jit, static_argnames=("p", "num_steps", "name"))
+def _solve(
+    a: jax.Array, b: jax.Array, sample: RowSample | None, tolerance: jax.Array, p: float, num_steps: int, name: str
+) -> LpResult:
+    rows, target = (a, b) if sample is None else (sample.apply(a), sample.apply(b))
+    fixed = jax.lax.stop_gradient((rows, target))
+    basis, inverse, right = _basis(fixed[0])
+    z, gap, steps, code = _minimise(basis, fixed[1], tolerance, p, num_steps)
+    x = _matmul(right.T, inverse * z)
+    x = x + _newton_derivative(rows, target, x, (basis, inverse, right), p)
+    objective = _norm(b - _matmul(a, x), p)
+    finite = jnp.isfinite(objective) & jnp.all(jnp.isfinite(x))
+    return LpResult(
+        x=x,
+        objective=objective,
+        gap=gap,
+        num_steps=steps,
+        status=jnp.where(finite, code, jnp.int32(status.NONFINITE)),
+        method="full" if sample is None else "sampled",
+        scores=name,
+    )
+
+
+def _norm(r: jax.Array, p: float) -> jax.Array:
+    """`||r||_p`, with derivative 0 at r = 0."""
+    top = jax.lax.stop_gradient(jnp.max(jnp.abs(r)))
+    total = jnp.sum(jnp.abs(r / jnp.where(top > 0, top, 1)) ** p)
+    return jnp.where(top > 0, top * jnp.where(top > 0, total, 1) ** (1 / p), jnp.sum(r * 0))
+
+
+def _weights(r: jax.Array, power: Any, smooth: Any) -> jax.Array:
+    """`|r_i|^(p-2)` up to a factor, smoothed at a level relative to the largest residual."""
+    top = jnp.max(jnp.abs(r))
+    u = r / jnp.where(top > 0, top, 1)
+    return (u**2 + smooth**2) ** ((power - 2) / 2)
+
+
+def _normal_solve(basis: jax.Array, weights: jax.Array, rhs: jax.Array) -> jax.Array:
+    """`(basis^T W basis)^-1 rhs`, with a ridge at rounding level so that missing directions do no harm."""
+    gram = _matmul(basis.T, weights[:, None] * basis)
+    # Where all residuals are zero so are the weights, for p > 2: the smallest number keeps zero over zero at zero.
+    info = jnp.finfo(basis.dtype)
+    ridge = float(info.eps) * jnp.max(jnp.diagonal(gram)) + float(info.tiny)
+    factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(len(gram), dtype=gram.dtype))
+    return jax.scipy.linalg.cho_solve(factor, rhs)
+
+
+def _minimise(
+    basis: jax.Array, b: jax.Array, tolerance: jax.Array, p: float, num_steps: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """`(z, gap, num_steps, status)` of `min ||b - basis z||_p` for orthonormal columns (or zero ones)."""
+    unit = float(jnp.finfo(b.dtype).eps)
+    trials = jnp.asarray(_TRIALS, b.dtype)
+    nothing = 100 * unit * jnp.max(jnp.abs(b))
+
+    def step(carry: Any) -> Any:
+        z, r, power, smooth, _, k, _ = carry
+        top = jnp.max(jnp.abs(r))
+        weights = _weights(r, power, smooth)
+        direction = _normal_solve(basis, weights, _matmul(basis.T, weights * r))
+        move = _matmul(basis, direction)
+        # Normal equations: basis^T W (r - move) = 0, so this is feasible for the dual, max b.y over basis^T y = 0 and
+        # ||y||_q <= 1, once scaled; and b.y = r.y there.
+        y = weights * (r - move)
+        dual = jnp.sum(r * y) / (_norm(y, p / (p - 1)) if p > 1 else jnp.max(jnp.abs(y)))
+        gap = jnp.where(power == p, jnp.maximum(1 - dual / _norm(r, p), 0), one)
+        sizes = trials / jnp.maximum(power - 1, 1)
+        # One pass over the rows for all trials; powers of numbers of at most order one.
+        tried = jnp.abs(r[:, None] - move[:, None] * sizes[None]) / jnp.where(top > 0, top, 1)
+        size = sizes[jnp.argmin(jnp.sum(tried**power, axis=0))]
+        z_next = z + size * direction
+        r_next = b - _matmul(basis, z_next)
+        finite = jnp.all(jnp.isfinite(r_next))
+        done = (gap <= tolerance) | (jnp.max(jnp.abs(r_next)) <= nothing)
+        code = jnp.where(finite, jnp.where(done, status.CONVERGED, status.RUNNING), status.NONFINITE).astype(jnp.int32)
+        z, r = jnp.where(finite, z_next, z), jnp.where(finite, r_next, r)
+        return (
+            z,
+            r,
+            jnp.minimum(_GROWTH * power, p),
+            jnp.maximum(_FADE * smooth, unit if p < 2 else 0),
+            gap,
+            k + 1,
+            code,
+        )
+
+    z = _matmul(basis.T, b)
+    r = b - _matmul(basis, z)
+    at_once = jnp.max(jnp.abs(r)) <= nothing
+    one = 1 + 0 * jnp.max(jnp.abs(r))
+    code = jnp.where(at_once, jnp.int32(status.CONVERGED), jnp.int32(status.RUNNING))
+    start = (z, r, min(p, 2.0) * one, one if p < 2 else 0 * one, jnp.where(at_once, 0, one), 0 * code, code)
+    going = lambda carry: (carry[-1] == status.RUNNING) & (carry[-2] < num_steps)
+    z, _, _, _, gap, k, code = jax.lax.while_loop(going, step, start)
+    return z, gap, k, code
+
+
+def _newton_derivative(a: jax.Array, b: jax.Array, x: jax.Array, factors: Any, p: float) -> jax.Array:
+    """Zero, with the derivative of the solution: the linearised condition `a^T (|r|^(p-2) r) = 0`, solved for x.
+
+    `dx = M^-1 (a^T W dr + da^T W r / (p - 1))` with `M = a^T W a` and `dr = db - da x`; the weights fade out the
+    second term as p tends to 1, where d residuals vanish.
+    """
+    basis, inverse, right = factors
+    rows, target = jax.lax.stop_gradient((a, b))
+    r = target - _matmul(rows, x)
+    weights = _weights(r, p, float(jnp.finfo(b.dtype).eps) if p < 2 else 0.0)
+    rhs = _matmul(rows.T, weights * (b - _matmul(a, x)))
+    if p > 1:
+        rhs = rhs + _matmul((a - rows).T, weights * r) / (p - 1)
+    rhs = rhs - jax.lax.stop_gradient(rhs)
+    # M^-1 through the basis: a = basis diag(1 / inverse) right.
+    return _matmul(right.T, inverse * _normal_solve(basis, weights, inverse * _matmul(right, rhs)))
