@@ -79,8 +79,11 @@ def solve_rows_sketched(
 
     Source: Rokhlin and Tygert (2008); Avron, Maymounkov and Toledo (2010).
     """
+    # One thing after the other: XLA on a CPU otherwise starts loops side by side, each with all threads, and hangs.
+    a, shift = jax.lax.optimization_barrier((a, shift))
     fixed = jax.lax.stop_gradient((a, weights, shift))
     inverse = _preconditioner(*fixed, mask, signs)
+    a, y, inverse = jax.lax.optimization_barrier((a, y, inverse))
     constants = jax.lax.stop_gradient((inverse, start, jnp.asarray(sketched.tolerance, a.dtype)))
     return _least_squares(sketched.num_steps, (a, y, weights, shift), constants)
 
