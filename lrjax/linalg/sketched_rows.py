@@ -131,7 +131,7 @@ def _least_squares(num_steps, problem, constants):
     (a, y, weights, shift), (inverse, start, tolerance) = problem, constants
     dot = lambda u, v: jnp.sum(u * v, axis=1)
     downhill = lambda x, r: _back(a, weights, r) - shift[:, None] * x
-    goal = tolerance**2 * dot(y, _weigh(weights, y))
+    goal = jnp.maximum(tolerance, 2 * jnp.finfo(a.dtype).eps) ** 2 * dot(y, _weigh(weights, y))
     r = y - _times(a, start)
     g = downhill(start, r)
     z = _times(inverse, g)
@@ -150,8 +150,8 @@ def _least_squares(num_steps, problem, constants):
         z = _times(inverse, g)
         new = dot(g, z)
         p = z + (new / jnp.where(gz > 0, gz, 1))[:, None] * p
-        # A row that is done stays done.
-        return x, r, p, g, jnp.where(active, new, jnp.minimum(gz, goal)), i + 1
+        # A row that is done stays done; one that no longer gains is at rounding level, where more steps do harm.
+        return x, r, p, g, jnp.where(active & (new < gz), new, jnp.minimum(gz, goal)), i + 1
 
     x, r, *_ = jax.lax.while_loop(unfinished, one, (start, r, z, g, dot(g, z), jnp.int32(0)))
     return x, dot(r, _weigh(weights, r))
