@@ -20,7 +20,9 @@ from lrjax._solve import solve as solve
 from lrjax.factors import Factors as Factors
 from lrjax.problem import Problem as Problem
 from lrjax.sketching import LstsqResult as LstsqResult
+from lrjax.sketching import low_rank as low_rank
 from lrjax.sketching import lstsq as lstsq
+from lrjax.sketching import rsvd as rsvd
 from lrjax.solvers import IRLS as IRLS
 from lrjax.solvers import AlternatingMinimization as AlternatingMinimization
 from lrjax.solvers import AlternatingProjections as AlternatingProjections

@@ -145,6 +145,12 @@ _momentum = optax.sgd(0.1, momentum=0.9)
 CASES = [
     Case("altmin", lr.AlternatingMinimization(max_rank=RANK, ridge=0.01), "ridge", EVERYWHERE),
     Case("altmin_cg", lr.AlternatingMinimization(max_rank=RANK, ridge=0.01, inner="cg", inner_steps=2), "ridge"),
+    Case(
+        "altmin_sketched",
+        lr.AlternatingMinimization(max_rank=RANK, ridge=0.01, inner="sketched", inner_steps=30),
+        "ridge",
+        ("sampled",),
+    ),
     Case("altmin_plain", lr.AlternatingMinimization(max_rank=RANK, ridge=0.1, orthonormalize=False), "ridge", FEW),
     Case(
         "altmin_theory",

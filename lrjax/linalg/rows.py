@@ -1,5 +1,7 @@
 """Many small symmetric positive definite systems at once: the inner solve of alternating minimization."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,22 +27,25 @@ def solve_rows(gram: jax.Array, rhs: jax.Array) -> jax.Array:
     Elimination in plain array operations: LAPACK calls inside a mapped block have been seen to hang on a CPU. The
     derivative is that of the solution, not of the steps.
     """
-    solve = lambda _, b: _solve(gram, b[..., None])[..., 0]
+    solve = lambda _, b: eliminate(gram, b[..., None])[..., 0]
     product = lambda x: matmul(gram, x[..., None])[..., 0]
     return jax.lax.custom_linear_solve(product, rhs, solve, symmetric=True)
 
 
-def _solve(gram: jax.Array, rhs: jax.Array) -> jax.Array:
-    """`rhs` is `(n, k, q)`. Halves large systems (a block elimination), so that most of the work is products."""
+def eliminate(gram: jax.Array, rhs: jax.Array) -> jax.Array:
+    """`solve_rows` for many right-hand sides `(n, k, q)`, without its derivative.
+
+    Halves large systems (a block elimination), so that most of the work is products.
+    """
     k = gram.shape[-1]
     if k <= ELIMINATE_UP_TO:
         return _eliminate(gram, rhs)
     h = k // 2
     corner = gram[:, :h, h:]
     # The first half over the second: x1 = first[..., rest] - first[..., :k - h] x2.
-    first = _solve(gram[:, :h, :h], jnp.concatenate([corner, rhs[:, :h]], axis=-1))
+    first = eliminate(gram[:, :h, :h], jnp.concatenate([corner, rhs[:, :h]], axis=-1))
     update = matmul(jnp.swapaxes(corner, 1, 2), first)
-    second = _solve(gram[:, h:, h:] - update[..., : k - h], rhs[:, h:] - update[..., k - h :])
+    second = eliminate(gram[:, h:, h:] - update[..., : k - h], rhs[:, h:] - update[..., k - h :])
     return jnp.concatenate([first[..., k - h :] - matmul(first[..., : k - h], second), second], axis=1)
 
 
@@ -108,15 +113,27 @@ def guard_ridge(
         damping: further ridge, relative to the mean diagonal.
     """
     k = gram.shape[-1]
-    diagonal = jnp.trace(gram, axis1=-2, axis2=-1)
-    in_use = jnp.asarray(k, gram.dtype) if mask is None else jnp.sum(mask)
-    # Four epsilons: no more than the rounding error of the Gram matrix, which is the floor of what can be recovered.
-    relative = jnp.where(count.astype(gram.dtype) < in_use, 0.1, 4 * jnp.finfo(gram.dtype).eps).astype(gram.dtype)
-    shift = ridge + (relative + damping) * diagonal / in_use
-    shift = jnp.where(diagonal + ridge > 0, shift, jnp.ones_like(shift))
+    shift = guard_shift(jnp.trace(gram, axis1=-2, axis2=-1), k, count, ridge, mask, damping)
     eye = jnp.eye(k, dtype=gram.dtype)[None]
     guarded = gram + shift[:, None, None] * eye
     return guarded if mask is None else guarded + jnp.diag(1 - mask)[None]
+
+
+def guard_shift(
+    diagonal: jax.Array,
+    k: int,
+    count: jax.Array,
+    ridge: jax.Array,
+    mask: jax.Array | None,
+    damping: jax.Array | float,
+) -> jax.Array:
+    """What `guard_ridge` adds to the diagonals, from their sums `(n,)`."""
+    in_use = jnp.asarray(k, diagonal.dtype) if mask is None else jnp.sum(mask)
+    # Four epsilons: no more than the rounding error of the Gram matrix, which is the floor of what can be recovered.
+    few = count.astype(diagonal.dtype) < in_use
+    relative = jnp.where(few, 0.1, 4 * jnp.finfo(diagonal.dtype).eps).astype(diagonal.dtype)
+    shift = ridge + (relative + damping) * diagonal / in_use
+    return jnp.where(diagonal + ridge > 0, shift, jnp.ones_like(shift))
 
 
 def masked_gram(weights: jax.Array, factor: jax.Array) -> jax.Array:
@@ -148,25 +165,38 @@ class RowProblem:
         nonnegative: no entry of the row may be negative.
         damping: further ridge, relative to the mean diagonal of the row's normal matrix.
         unit: a column whose coefficient is fixed at one: what it holds is subtracted from the measurements.
+        sketched: solve rows with enough measurements by way of a sketch, on operators that can.
     """
 
     ridge: jax.Array | float = 0.0
     mask: jax.Array | None = None
     damping: jax.Array | float = 0.0
+    sketched: Any = None
     unit: int | None = jax.tree.static(default=None)
     by_count: bool = jax.tree.static(default=False)
     nonnegative: bool = jax.tree.static(default=False)
 
     def solve(self, gram: jax.Array, rhs: jax.Array, count: jax.Array) -> jax.Array:
         """Free coefficients `(n, k)` of the rows from Gram matrices, right-hand sides and measurement counts `(n,)`."""
-        ridge = jnp.asarray(self.ridge, gram.dtype)
-        ridge = ridge * count.astype(gram.dtype) if self.by_count else ridge
         solve = solve_rows_nonnegative if self.nonnegative else solve_rows
-        mask = self.mask
-        if self.unit is not None:
-            free = jnp.ones(gram.shape[-1], gram.dtype).at[self.unit].set(0)
-            mask = free if mask is None else mask * free
+        ridge, mask = self._ridge(count, gram.dtype), self.free_mask(gram.shape[-1], gram.dtype)
         return solve(guard_ridge(gram, count, ridge, mask, self.damping), rhs)
+
+    def shift(self, diagonal: jax.Array, k: int, count: jax.Array) -> jax.Array:
+        """What `solve` adds to the diagonals of the Gram matrices, from their sums `(n,)`."""
+        mask = self.free_mask(k, diagonal.dtype)
+        return guard_shift(diagonal, k, count, self._ridge(count, diagonal.dtype), mask, self.damping)
+
+    def free_mask(self, k: int, dtype: Any) -> jax.Array | None:
+        """`(k,)` ones for the columns with free coefficients, or `None` if all are."""
+        if self.unit is None:
+            return self.mask
+        free = jnp.ones(k, dtype).at[self.unit].set(0)
+        return free if self.mask is None else self.mask * free
+
+    def _ridge(self, count: jax.Array, dtype: Any) -> jax.Array:
+        ridge = jnp.asarray(self.ridge, dtype)
+        return ridge * count.astype(dtype) if self.by_count else ridge
 
     def split(self, factor: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """The columns of a factor with free coefficients (the fixed one zeroed), and the fixed one `(n,)`, if any."""

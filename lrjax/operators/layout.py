@@ -137,6 +137,18 @@ def map_rows(layout: Layout, block: Callable[..., Any], data: tuple[Any, ...] | 
     return jax.tree.map(lambda x: x[layout.place], joined)
 
 
+def in_buckets(layout: Layout, x: jax.Array) -> tuple[jax.Array, ...]:
+    """One row of `x` for each row of the layout, `(blocks, rows, k)` for every bucket; the way back from `map_rows`."""
+    sizes = [bucket.index.shape[0] * bucket.index.shape[1] for bucket in layout.buckets]
+    # Rows without entries share the place behind the last bucket.
+    placed = jnp.zeros((sum(sizes) + 1, *x.shape[1:]), x.dtype).at[layout.place].set(x)
+    parts, first = [], 0
+    for bucket, size in zip(layout.buckets, sizes, strict=True):
+        parts.append(placed[first : first + size].reshape(*bucket.index.shape[:2], *x.shape[1:]))
+        first += size
+    return tuple(parts)
+
+
 def counting_sort(index: np.ndarray, bound: int) -> np.ndarray:
     """The stable sorting permutation of integers below `bound`, in `O(m + bound)`: a sparse matrix's transpose."""
     from scipy import sparse

@@ -9,6 +9,7 @@ import numpy as np
 from lrjax._checks import check_count, check_real, check_shape
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
+from lrjax.linalg.sketched_rows import solve_rows_sketched
 from lrjax.operators.base import Operator
 from lrjax.operators.layout import (
     BLOCK_ENTRIES,
@@ -17,6 +18,7 @@ from lrjax.operators.layout import (
     Layout,
     build_layout,
     counting_sort,
+    in_buckets,
     map_rows,
     pad_one,
 )
@@ -275,8 +277,30 @@ def _arrange(layout, y, weights):
 def _solve(layout, factor, data, row):
     free, fixed = row.split(factor)
     free, fixed = pad_one(free), None if fixed is None else pad_one(fixed)
+    k, patterns = factor.shape[1], {}
+    if row.sketched is not None:
+        # The pattern of each length is drawn once, outside the loop over its blocks.
+        lengths = {bucket.index.shape[2] for bucket in layout.buckets}
+        patterns = {length: found for length in lengths if (found := row.sketched.pattern(length, k)) is not None}
+        data = tuple(zip(data, in_buckets(layout, row.split(row.sketched.start)[0]), strict=True))
 
-    def block(bucket: Bucket, values: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def block(bucket: Bucket, values: tuple) -> tuple[jax.Array, jax.Array]:
+        if row.sketched is None:
+            return exact(bucket, values)
+        values, start = values
+        if bucket.index.shape[1] not in patterns:
+            return exact(bucket, values)
+        order, signs = patterns[bucket.index.shape[1]]
+        index, (y, *weights) = bucket.index[:, order], (x[:, order] for x in values)
+        a = free[index]
+        y = y if fixed is None else y - fixed[index]
+        w = weights[0] if weights else None
+        count = jnp.sum(index < factor.shape[0] if w is None else w > 0, axis=1)
+        square = jnp.sum(a * a, axis=2)
+        shift = row.shift(jnp.sum(square if w is None else w * square, axis=1), k, count)
+        return solve_rows_sketched(a, y, w, shift, row.free_mask(k, a.dtype), signs, start, row.sketched)
+
+    def exact(bucket: Bucket, values: tuple) -> tuple[jax.Array, jax.Array]:
         y, *weights = values
         a = free[bucket.index]
         y = y if fixed is None else y - fixed[bucket.index]

@@ -1,9 +1,11 @@
 """Random sketches and row samples, and regression and low-rank approximation by way of them."""
 
+from lrjax.sketching._low_rank import low_rank, rsvd
+from lrjax.sketching._lp_regression import LpResult, lp_regression
+from lrjax.sketching._sampled_matmul import sampled_matmul
 from lrjax.sketching.coordinatewise import coordinatewise_lstsq, coordinatewise_ratio, coordinatewise_sketch_size
 from lrjax.sketching.dpp import projection_dpp, repeated_dpp, volume_rescaled_sample
 from lrjax.sketching.least_squares import LstsqResult, lstsq
-from lrjax.sketching.lp_regression import LpResult, lp_regression
 from lrjax.sketching.row_sampling import (
     RowSample,
     leverage_scores,
@@ -37,6 +39,7 @@ __all__ = [
     "coordinatewise_sketch_size",
     "leverage_scores",
     "lewis_weights",
+    "low_rank",
     "lp_regression",
     "lp_sensitivities",
     "lstsq",
@@ -45,5 +48,7 @@ __all__ = [
     "projection_dpp",
     "repeated_dpp",
     "root_leverage_scores",
+    "rsvd",
+    "sampled_matmul",
     "volume_rescaled_sample",
 ]
