@@ -173,7 +173,7 @@ def _least_squares_jvp(num_steps, primals, tangents):
         jax.jvp(downhill, (problem,), (change,))[1],
         lambda g: _times(constants[0], g),
         num_steps=DERIVATIVE_STEPS,
-        tolerance=2 * jnp.finfo(a.dtype).eps,
+        tolerance=float(2 * jnp.finfo(a.dtype).eps),
     )
 
     def misfit(problem, x):

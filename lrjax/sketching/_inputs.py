@@ -119,8 +119,8 @@ def check_sketch(
     return name, key, check_count("sketch_size", rows, minimum=d)
 
 
-def draw(name: str | None, made: Any, rows: int, num_cols: int) -> Any:
-    if name is None:
+def draw(name: str | None, made: Any, rows: int | None, num_cols: int) -> Any:
+    if name is None or rows is None:
         return made
     if name == "sparse_sign":
         return SparseSignSketch.create(made, rows, num_cols, num_nonzeros=min(8, rows))

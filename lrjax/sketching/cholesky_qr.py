@@ -7,6 +7,7 @@ round is repeated. The first factor is either the scaled normal matrix of `a` it
 Fukaya et al. 2020), or comes from a sketch (randomized Cholesky QR: Fan, Guo and Lin 2021; Higgins et al. 2023).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,23 +34,28 @@ class Round(NamedTuple):
 
 
 def solve(
-    a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, start: Any, max_rounds: int
+    a: jax.Array,
+    b: jax.Array,
+    weights: jax.Array | None,
+    ridge: jax.Array,
+    start: Callable[[], Factor] | None,
+    threshold: float | None = None,
+    max_rounds: int = MAX_ROUNDS,
 ) -> tuple[jax.Array, Factor, jax.Array, jax.Array, jax.Array]:
     """Solution `(d, q)`, factor, whether it worked, rounds, and whether a sketch was used.
 
-    `start(condition)` gives the first factor from a sketch; `None` starts from the normal matrix, and goes on from it.
-    A pair `(threshold, start)` does so only below that condition number of `a`, and sketches above it.
+    `start()` is the first factor, from a sketch; `None` starts from the normal matrix, and goes on from it. With a
+    threshold that is done for condition numbers of `a` up to it, and the sketch is taken above.
     """
     limit = enough(a.dtype)
     sketched = jnp.zeros((), bool)
-    if callable(start):
+    if start is not None and threshold is None:
         first, sketched = _round(a, b, weights, ridge, start(), jnp.int32(0)), ~sketched
     else:
-        first = _plain(a, b, weights, ridge)
-        if start is not None:
-            threshold, sketch = start
-            sketched = first.factor.condition() > threshold
-            first = jax.lax.cond(sketched, lambda: _round(a, b, weights, ridge, sketch(), first.rounds), lambda: first)
+        first = plain = _plain(a, b, weights, ridge)
+        if start is not None and threshold is not None:
+            sketched = plain.factor.condition() > threshold
+            first = jax.lax.cond(sketched, lambda: _round(a, b, weights, ridge, start(), plain.rounds), lambda: plain)
     last = jax.lax.while_loop(
         lambda r: (r.condition > limit) & (r.rounds < max_rounds),
         lambda r: _round(a, b, weights, ridge, r.factor, r.rounds),

@@ -288,11 +288,10 @@ def _tall(
         return *_direct.tall(a, b, weights, ridge), yes, jnp.int32(0), no
     factor_of_sketch = lambda: _normal.sketched_factor(_inputs.sketched(draw(), a, weights), ridge)
     if method == "normal_equations":
-        return cholesky_qr.solve(a, b, weights, ridge, None, 1)
+        return cholesky_qr.solve(a, b, weights, ridge, None, max_rounds=1)
     if method == "cholesky_qr":
         limit = _SKETCH_ABOVE * (float(jnp.finfo(b.dtype).eps) * a.shape[1]) ** -0.5
-        start = (limit, factor_of_sketch) if automatic else factor_of_sketch
-        return cholesky_qr.solve(a, b, weights, ridge, start, cholesky_qr.MAX_ROUNDS)
+        return cholesky_qr.solve(a, b, weights, ridge, factor_of_sketch, limit if automatic else None)
     x, factor = _sketch_and_solve(a, b, weights, ridge, draw())
     more = {"sketch_size": sketch_size} if method == "iterative_sketching" else {}
     x, done, steps = _ITERATIVE[method](a, b, weights, ridge, factor, x, tolerance, max_steps, **more)

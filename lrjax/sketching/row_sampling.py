@@ -256,7 +256,7 @@ def leverage_scores(a: jax.Array, *, key: jax.Array | None = None, sketch_size: 
         return jnp.sum(_basis(a)[0] ** 2, axis=1)
     check_key(key)
     size = check_count("sketch_size", _ROWS_PER_COLUMN * a.shape[1] if sketch_size is None else sketch_size, a.shape[1])
-    sketch = SparseSignSketch.create(key, size, a.shape[0], num_nonzeros=min(8, size), dtype=a.dtype)
+    sketch = SparseSignSketch.create(key, size, a.shape[0], num_nonzeros=min(8, size))
     _, inverse, right = _basis(sketch.apply(a))
     return jnp.sum(_matmul(a, right.T * inverse[None]) ** 2, axis=1)
 

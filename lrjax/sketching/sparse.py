@@ -169,7 +169,7 @@ def sparse_sign_entries(sketch: SparseSignSketch) -> tuple[jax.Array, jax.Array]
     """Rows and signs of the nonzeros, each `(s, n)`."""
     edges, size = _band_edges(sketch.num_rows, sketch.signs.shape[0]), sketch.order.shape[1]
     turn, seat = sketch.place // size, sketch.place % size
-    rows = edges[:-1, None] + (seat[None, :] + sketch.shifts[:, turn]) % np.diff(edges)[:, None]
+    rows = jnp.asarray(edges[:-1, None]) + (seat[None, :] + sketch.shifts[:, turn]) % np.diff(edges)[:, None]
     return rows, sketch.signs[:, turn, seat]
 
 

@@ -1,6 +1,6 @@
 """Least squares over blocks of rows, for `a` that does not fit into memory."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -70,15 +70,16 @@ def lstsq_blocks(
             "blocks is an iterator; expected a function that returns one afresh, for cholesky_qr reads the rows three "
             "times. One pass is enough for sketch_and_solve"
         )
-    short, target, vector = None, None, False
+    short = target = None
+    vector = False
     for index, (a, b, is_vector) in enumerate(_each(blocks)):
         vector = is_vector
-        if short is None:
+        if short is None or target is None:
             size = max(12 * a.shape[1], 1024) if sketch_size is None else sketch_size
             size = check_count("sketch_size", size, minimum=a.shape[1])
             short, target = jnp.zeros((size, a.shape[1]), a.dtype), jnp.zeros((size, b.shape[1]), b.dtype)
         short, target = _add_sketch(short, target, a, b, jax.random.fold_in(key, index))
-    if short is None:
+    if short is None or target is None:
         raise ValueError("blocks yielded nothing; expected at least one pair (a, b)")
     level = jnp.asarray(ridge, short.dtype)
     x, factor = _direct.tall(short, target, None, level)
@@ -117,10 +118,10 @@ def lstsq_blocks(
     )
 
 
-def _each(blocks: Any) -> Iterable[tuple[jax.Array, jax.Array, bool]]:
+def _each(blocks: Any) -> Iterator[tuple[jax.Array, jax.Array, bool]]:
     """The blocks, checked, `b` as a matrix; and whether it was a vector."""
     first = None
-    for index, pair in enumerate(blocks() if callable(blocks) else blocks):
+    for index, pair in enumerate(_iterable(blocks)):
         a, b = (_inputs.check_array(f"{name} of block {index}", part) for name, part in zip("ab", pair, strict=True))
         shape = (a.ndim, a.shape[-1], b.ndim, b.shape[1:], a.dtype, b.dtype)
         first = shape if first is None else first
@@ -130,6 +131,10 @@ def _each(blocks: Any) -> Iterable[tuple[jax.Array, jax.Array, bool]]:
                 "(n, d) with (n,) or (n, q) of one dtype, and the same d, q and dtype in all blocks"
             )
         yield a, b.reshape(b.shape[0], -1), b.ndim == 1
+
+
+def _iterable(blocks: Any) -> Any:
+    return blocks() if callable(blocks) else blocks
 
 
 @jax.jit

@@ -373,7 +373,7 @@ class AlternatingMinimization:
         return new, square
 
     def _sketched(self, start: jax.Array, key: jax.Array) -> SketchedRows:
-        rounding = 2 * jnp.finfo(start.dtype).eps
+        rounding = float(2 * jnp.finfo(start.dtype).eps)
         return SketchedRows(
             # The fresh samples are drawn with the key itself.
             key=jax.random.fold_in(key, 1),
