@@ -186,10 +186,10 @@ class Worker:
             first = run_steps(self.peer, self.case, goals, steps, limit)
             if warm == "full":  # goals out of reach are not waited for again
                 self.goals = [goal for goal in goals if f"{goal:g}" in first.get("goals", {})]
-            if "solver" in self.peer.settings and self.peer.run is peers.lrjax_steps and warm == "full":
+            if self.peer.run in peers.WHOLE and warm == "full":
                 self.count = max((g["steps"] for g in first.get("goals", {}).values()), default=fixed)
-                if self.count:  # compiled and thrown away; measured with the repeats
-                    call(peers.lrjax_whole, self.case, self.peer.settings, self.count)
+                for steps in self._solves():  # compiled and thrown away; measured with the repeats
+                    call(peers.WHOLE[self.peer.run], self.case, self.peer.settings, steps)
             return answer | {"first": first}
         return answer
 
@@ -206,9 +206,17 @@ class Worker:
                     "goals": {f"{g:g}": {"wall": whole["wall"], "cpu": whole["cpu"], "steps": None}
                               for g in self.goals if whole["error"] <= g}}  # fmt: skip
         record = run_steps(self.peer, self.case, self.goals, self.max_steps, self.limit)
-        if self.count:
-            record["solve"] = call(peers.lrjax_whole, self.case, self.peer.settings, self.count) | {"steps": self.count}
+        if self.count:  # the time of a sweep as for packages without callbacks: a difference of two calls
+            times = [call(peers.WHOLE[self.peer.run], self.case, self.peer.settings, n) for n in self._solves()]
+            record["solve"] = times[-1] | {"steps": self.count}
+            if len(times) > 1:
+                record["solve"]["sweep"] = (times[1]["wall"] - times[0]["wall"]) / (self.count - SWEEP_COUNTS[0])
         return record
+
+    def _solves(self):
+        if not self.count:
+            return []
+        return [SWEEP_COUNTS[0], self.count] if self.count > SWEEP_COUNTS[0] else [self.count]
 
     def make(self, spec):
         workloads.load(spec)

@@ -117,8 +117,7 @@ def lrjax_whole(case, clock, steps, *, solver, loss=None, ridge=None, twice=Fals
     return solution.factors.left, solution.factors.right
 
 
-def lrjax_dense(case, clock, *, solver, loss="Absolute", twice=False, seed=0, **settings):
-    """A solver of lrjax on a full matrix with outliers."""
+def _lrjax_dense_problem(case, clock, loss):
     import jax
     import jax.numpy as jnp
 
@@ -128,10 +127,36 @@ def lrjax_dense(case, clock, *, solver, loss="Absolute", twice=False, seed=0, **
     problem = lr.Problem(operator, jnp.asarray(case.values.ravel()), loss=getattr(lr.losses, loss)())
     problem = jax.block_until_ready(problem)
     clock.built()
+    return problem
+
+
+def lrjax_dense(case, clock, *, solver, loss="Absolute", twice=False, seed=0, **settings):
+    """A solver of lrjax on a full matrix with outliers."""
+    import jax
+
+    import lrjax as lr
+
+    problem = _lrjax_dense_problem(case, clock, loss)
     made = _lrjax_solver(case, solver, None, twice, settings)
     for solution in lr.iterate(problem, made, jax.random.key(seed), num_steps=clock.max_steps):
         jax.block_until_ready(solution.factors)
         clock.step(solution.factors.left, solution.factors.right)
+
+
+def lrjax_dense_whole(case, clock, steps, *, solver, loss="Absolute", twice=False, seed=0, **settings):
+    """The same as one call of `lr.solve`."""
+    import jax
+
+    import lrjax as lr
+
+    problem = _lrjax_dense_problem(case, clock, loss)
+    made = _lrjax_solver(case, solver, None, twice, settings)
+    solution = lr.solve(problem, made, jax.random.key(seed), num_steps=steps, record_every=steps)
+    jax.block_until_ready(solution.factors)
+    return solution.factors.left, solution.factors.right
+
+
+WHOLE = {lrjax_steps: lrjax_whole, lrjax_dense: lrjax_dense_whole}  # what is timed as `one call` beside the steps
 
 
 def _ours(solver, largest=10**12, max_steps=10_000, run=lrjax_steps, **settings):

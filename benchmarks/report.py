@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import workloads
 from benchmarks.measure import median
 
 ALS = ("ALS", "Cholesky")  # solvers whose sweep is the one that `sweep_cost` counts
@@ -133,7 +134,7 @@ def timed_rows(group):
     rows = []
     for record in group:
         if "failed" in record:
-            rows.append([record["solver"], f"failed: {record['failed'][:60]}", *[""] * (len(goals) + 8)])
+            rows.append([record["solver"], f"failed: {record['failed'][:60]}", *[""] * (len(goals) + 9)])
             continue
         walls = [median(record, "goals", goal, "wall") for goal in goals]
         cpus = [median(record, "goals", goal, "cpu") for goal in goals]
@@ -149,29 +150,39 @@ def timed_rows(group):
             "-" if ratio is None else f"{ratio:.2f} at {reached[-1][0]}",
             seconds(1e3 * median(record, "sweep")) if median(record, "sweep") else "-",
             seconds(median(record, "build")), seconds(compiled), seconds(median(record, "solve", "wall")),
+            seconds(1e3 * median(record, "solve", "sweep")) if median(record, "solve", "sweep") else "-",
             "-" if record.get("memory") is None else f"{record['memory']:.0f}",
             f"{min((e for e in errors if e is not None), default=np.nan):.1e}", len(record["repeats"]),
         ])  # fmt: skip
     to = [f"s to {goal} (cpu)" for goal in goals]
     return ["solver", *to, "steps", "best peer / this", "ms a sweep", "build s", "compile s", "one call s",
-            "peak MiB", "best error", "runs"], rows  # fmt: skip
+            "one call, ms a sweep", "peak MiB", "best error", "runs"], rows  # fmt: skip
 
 
 def completion(results, machines, figure):
     parts = ["Median wall seconds (CPU seconds) to a relative held-out error, host build included, compilation apart; "
-             "`one call` is `lr.solve` with the steps found, build included."]  # fmt: skip
+             "`one call` is `lr.solve` with the steps found, build included; its sweep and those of packages without "
+             "callbacks are differences of two such calls, other sweeps are medians of single steps."]  # fmt: skip
     for spec, group in by_case(results):
         parts += [f"### {label(spec)}", table(*timed_rows(group))]
     parts += roofline(results, machines)
-    curves = [(spec, [r for r in group if any("curve" in x for x in r["repeats"])]) for spec, group in by_case(results)]
+    curves = [(spec, [r for r in group if any("curve" in x or x.get("goals") for x in r["repeats"])])
+              for spec, group in by_case(results)]  # fmt: skip
     curves = [(spec, group) for spec, group in curves if group][:6]
     if not curves:
         return parts
+    import matplotlib.ticker
+
     fig, axes = _axes(len(curves))
     for ax, (spec, group) in zip(axes, curves, strict=False):
         for record in group:
-            wall, error = np.array(record["repeats"][-1]["curve"], float).T
-            ax.loglog(np.maximum(wall, 1e-4), error, label=record["solver"], lw=2 if ours(record) else 1)
+            if "curve" in record["repeats"][-1]:
+                wall, error = np.array(record["repeats"][-1]["curve"], float).T
+                ax.loglog(np.maximum(wall, 1e-4), error, label=record["solver"], lw=2 if ours(record) else 1)
+            else:  # packages without callbacks: whole calls that reached a goal
+                goals = {float(g): median(record, "goals", g, "wall") for g in record["repeats"][-1].get("goals", {})}
+                ax.loglog(list(goals.values()), list(goals), "o--", label=record["solver"], lw=1, ms=4)
+        ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         ax.set(title=label(spec), xlabel="seconds, build included", ylabel="held-out error", ylim=(1e-8, 10))
         ax.title.set_fontsize(8)
         ax.legend(fontsize=5)
@@ -237,6 +248,11 @@ def success(results, machines, figure):
                 cells.append(cell + (f" {statistics.median(took):.2g} s" if took else ""))
             rows.append([solver, *cells])
             ax.plot(levels, shares, "o-", label=solver, ms=3, lw=2 if solver.startswith("lrjax") else 1)
+        if group[0]["case"]["kind"] == "phase":
+            drawn = [{r["case"]["seed"]: r["case"] for r in group if r["case"][axis] == level} for level in levels]
+            able = [[workloads.determined(case) for case in cases.values()] for cases in drawn]
+            rows.append(["masks that determine the matrix", *[f"{sum(a)}/{len(a)}" for a in able]])
+            ax.plot(levels, [np.mean(a) for a in able], "k:", label="masks that determine the matrix", lw=1)
         ax.set(title=name, xlabel=axis, ylabel="share recovered", ylim=(-0.05, 1.05))
         ax.legend(fontsize=5)
         parts += [f"### {name}", table(["solver", *[f"{level:g}" for level in levels]], rows)]

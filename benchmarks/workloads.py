@@ -4,6 +4,7 @@ A case is described by a small dictionary, its spec; `make(spec)` turns it into 
 through the cache. Specs are what results are filed under, so they hold plain numbers and text only.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -111,6 +112,19 @@ def entries_of(left, right, rows, cols):
     parts = [np.einsum("mk,mk->m", left[rows[at : at + 2**18]], right[cols[at : at + 2**18]])
              for at in range(0, rows.size, 2**18)]  # fmt: skip
     return np.concatenate(parts)
+
+
+@functools.cache
+def _determined(text):
+    import lrjax as lr
+
+    case = load(json.loads(text))
+    return not any(side.any() for side in lr.diagnostics.undetermined(case.rows, case.cols, case.shape, case.rank))
+
+
+def determined(spec: dict) -> bool:
+    """Whether the mask of a case can determine a matrix of its rank at all."""
+    return _determined(json.dumps(spec, sort_keys=True))
 
 
 def _completion(spec):

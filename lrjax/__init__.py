@@ -1,6 +1,7 @@
 """Low-rank matrix recovery and sensing in JAX: state a problem, pick a solver, sweep many cases under one jit."""
 
 from lrjax import datasets as datasets
+from lrjax import diagnostics as diagnostics
 from lrjax import initial as initial
 from lrjax import losses as losses
 from lrjax import metrics as metrics
