@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -57,6 +58,8 @@ def run(given, out):
             count(selected(suites.COUNTED[suite](given.quick, given.large), given), path, done, deadline)
         elif suite == "ratings":
             tune(given, path, done, deadline)
+        elif suite == "regression":
+            regression(given, path)
         else:
             sweep(given, path)
 
@@ -172,6 +175,18 @@ def sweep(given, path):
         record = json.loads(done.stdout.strip().splitlines()[-1])
         print(f"  {record}")
         append(path, {"case": {"kind": "sweep", "dtype": dtype}, "solver": "lrjax subgradient", **record})
+
+
+def regression(given, path):
+    """Least squares and sketches, with one core and with all of them."""
+    quick = ["--quick"] if given.quick else ["--repeats", str(given.repeats or 5)]
+    for cores in sorted({1, os.cpu_count() or 1}):
+        command = [sys.executable, str(HERE / "bench_regression.py"), "--cores", str(cores), *quick]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            for line in child.stdout or ():
+                record = json.loads(line)
+                print(f"  {describe(record['case'])}, {record['solver']}: {record['seconds']:.3g} s", flush=True)
+                append(path, record)
 
 
 if __name__ == "__main__":

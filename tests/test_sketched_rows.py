@@ -102,6 +102,7 @@ def completion(dtype=np.float64, kappa=3.0):
     return lr.Problem(op, y), x.astype(dtype)
 
 
+@pytest.mark.slow
 def test_recovery_as_with_exact_half_steps():
     problem, truth = completion()
     run = lambda **how: lr.solve(
@@ -146,7 +147,7 @@ def test_t1_6_singular_values_after_sketched_preconditioning(rows):
     a = (np.linalg.qr(rng.normal(size=(20000, 50)))[0] * np.geomspace(1, 1e-6, 50)) @ np.linalg.qr(
         rng.normal(size=(50, 50))
     )[0]
-    sketch = SparseSignSketch.create(KEY, rows * 50, 20000, num_nonzeros=8, dtype=jnp.float64)
+    sketch = SparseSignSketch.create(KEY, rows * 50, 20000, num_nonzeros=8)
     conditioned = np.linalg.solve(np.linalg.qr(np.asarray(sketch.apply(a)), mode="r").T, a.T).T
     s, spread = np.linalg.svd(conditioned, compute_uv=False), rows**-0.5
     np.testing.assert_allclose([s[0], s[-1]], [1 / (1 - spread), 1 / (1 + spread)], rtol=0.1)

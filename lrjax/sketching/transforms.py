@@ -15,6 +15,7 @@ _BLOCK_ENTRIES = 2**22
 
 
 def power_above(size: int) -> int:
+    """The first power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
 
@@ -28,6 +29,7 @@ def _subset(key: jax.Array, size: int, count: int) -> jax.Array:
 
 
 def sign_rows(signs: jax.Array, columns: jax.Array) -> jax.Array:
+    """The rows of `columns`, each times its sign (or number)."""
     return signs.astype(columns.dtype)[:, None] * columns
 
 
@@ -96,6 +98,7 @@ class SRHT:
 
 
 def transformed(signs: jax.Array, block: jax.Array, size: int) -> jax.Array:
+    """The Hadamard transform of the signed rows, padded with zeros to `size`."""
     return hadamard_transform(jnp.pad(sign_rows(signs, block), ((0, size - block.shape[0]), (0, 0))))
 
 
