@@ -148,3 +148,17 @@ def test_the_door_keeps_its_promise(x64):
         lr.sketching.coordinatewise_lstsq(a, b, KEY, epsilon=0.01)
     with pytest.raises(ValueError, match="delta must"):
         lr.sketching.coordinatewise_lstsq(a, b, KEY, epsilon=0.5, delta=1.5)
+
+
+def test_row_samples_fail_where_one_block_matters(x64):
+    """`d` blocks of equal rows: uniform leverage, and a residual on two rows of one block. Dense sketches do not mind."""
+    a = np.kron(np.eye(D), np.ones((N // D, 1))) / np.sqrt(N // D)
+    residual = np.zeros((N, 1))
+    residual[0], residual[1] = 0.5**0.5, -(0.5**0.5)
+    scores, m = jnp.ones(N), 512
+    sampled = ratios(lambda key: lr.sketching.RowSample.create(key, scores, m), a, residual, 300)
+    assert np.median(sampled) < 1e-9
+    assert np.quantile(sampled, 0.99) > 3
+    for make in (SRHT.create, lambda key, m, n: PooledSketch.create(key, m, n, pool=64)):
+        dense = ratios(lambda key, make=make: make(key, m, N), a, residual, 300)
+        assert np.quantile(dense, 0.99) < 1.2
