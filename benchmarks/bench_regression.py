@@ -34,15 +34,20 @@ def say(case, solver, **found):
 
 
 def timed(calls, repeats):
-    """Medians of wall seconds per call, the calls taken in turn; and the first call of each."""
+    """Medians of wall seconds per call, the calls taken in turn; and the first call of each.
+
+    LAPACK inside a JAX program gets one thread: more of them spin against XLA's. NumPy and SciPy get all.
+    """
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     first, times, answers = {}, {name: [] for name in calls}, {}
     for repeat in range(-1, repeats):
         for name, call in calls.items():
-            begun = time.perf_counter()
-            answers[name] = call()
-            took = time.perf_counter() - begun
+            with threadpool_limits(1 if name.startswith("lrjax") else None):
+                begun = time.perf_counter()
+                answers[name] = call()
+                took = time.perf_counter() - begun
             first.setdefault(name, took)
             if repeat >= 0:
                 times[name].append(took)

@@ -151,7 +151,7 @@ def test_the_door_keeps_its_promise(x64):
 
 
 def test_row_samples_fail_where_one_block_matters(x64):
-    """`d` blocks of equal rows: uniform leverage, and a residual on two rows of one block. Dense sketches do not mind."""
+    """`d` blocks of equal rows: uniform leverage, and a residual on two rows of one block."""
     a = np.kron(np.eye(D), np.ones((N // D, 1))) / np.sqrt(N // D)
     residual = np.zeros((N, 1))
     residual[0], residual[1] = 0.5**0.5, -(0.5**0.5)

@@ -631,3 +631,27 @@ def test_blocks_of_rows_are_the_whole(x64):
 def test_blocks_that_do_not_fit_are_refused(blocks, message):
     with pytest.raises(ValueError, match=message):
         lstsq_blocks(blocks, KEY)
+
+
+def test_a_sketch_that_hides_a_direction_is_found_out(x64):
+    a, b, _ = planted(400, 6, 10.0, 1.0)
+    blind = np.zeros(400)
+    a[:, 5], blind[:2] = 0, 1
+    a[0, 5], b[0] = 1.0, 50.0  # one row alone carries the last column, and the sketch below does not look at it
+
+    class Blind:
+        shape = (40, 400)
+
+        def apply(self, x):
+            return SparseSignSketch.create(KEY, 40, 400).apply(
+                jnp.where((blind > 0).reshape(-1, *[1] * (x.ndim - 1)), 0, x)
+            )
+
+        apply_adjoint = None
+
+    jax.tree_util.register_static(Blind)
+    result = lstsq(a, b, KEY, method="cholesky_qr", sketch=Blind())
+    assert int(result.rank) == 5
+    assert float(result.backward_error) > 1e-3
+    assert int(result.status) == status.STALLED
+    lstsq(a, b, KEY, method="cholesky_qr", sketch="sparse_sign").check()

@@ -115,10 +115,12 @@ def estimate(square: jax.Array, down: jax.Array, x: jax.Array, ridge: jax.Array,
     gradient = mul(factor.basis, down)
     size = jnp.sum(x**2, axis=0)
     mu = jnp.where(size > 0, square + ridge * size, 0) / jnp.where(size > 0, size, 1)
-    scale = factor.sizes[:, None] ** 2 + mu[None, :]
-    kept = (factor.inverse > 0)[:, None] & (scale > 0)
-    whitened = jnp.sum(jnp.where(kept, gradient**2 / jnp.where(kept, scale, 1), 0), axis=0)
-    bound = jnp.max(factor.sizes) * jnp.sqrt(size)
+    # Directions that were left out count as if at the level where they are: a sketch that hid one is found out here.
+    top = jnp.max(factor.sizes)
+    level = jnp.maximum(factor.sizes, RANK_LEVEL * jnp.finfo(x.dtype).eps * top)
+    scale = level[:, None] ** 2 + mu[None, :]
+    whitened = jnp.sum(jnp.where(scale > 0, gradient**2 / jnp.where(scale > 0, scale, 1), 0), axis=0)
+    bound = top * jnp.sqrt(size)
     return jnp.where(bound > 0, jnp.sqrt(whitened) / jnp.where(bound > 0, bound, 1), 0)
 
 

@@ -152,8 +152,9 @@ def lstsq(
         method: one of the above.
         sketch: "sparse_sign" (the default), "gaussian", "rademacher", "count", "srht", "srdct", "block_srht",
             "pooled"; or a sketch of shape `(m, n)`, such as a `RowSample`. Sketching methods only.
-        sketch_size: rows `m >= d` of a sketch that is named; if left out `8 d` to solve, `12 d` or up to 2048 to
-            precondition, for "pooled" the next power of two.
+        sketch_size: rows `m >= d` of a sketch that is named; if left out `8 d` for "sketch_and_solve", `4 d` for
+            "cholesky_qr" and `12 d` to iterate, the latter two up to 2048 where `a` is tall; for "pooled" the next
+            power of two.
         weights: `(n,)` nonnegative row weights of the squared loss; a row of weight zero is not there.
         ridge: nonnegative scalar, traced: a new value does not recompile. It is not sketched.
         tolerance: relative accuracy of the iterations; machine epsilon if left out.
@@ -199,9 +200,7 @@ def lstsq(
         tolerance = float(jnp.finfo(b.dtype).eps) if tolerance is None else tolerance
     name, made, rows = None, key, None
     if "sketch" in _METHOD_OPTIONS[chosen]:
-        name, made, rows = _inputs.check_sketch(
-            key, sketch, sketch_size, a.shape, accurate=chosen != "sketch_and_solve"
-        )
+        name, made, rows = _inputs.check_sketch(key, sketch, sketch_size, a.shape, chosen)
     return _solve(
         a,
         b,
@@ -263,6 +262,8 @@ def _solve(
             x = _normal.at_minimum(a, columns, weights, ridge, x, factor)
         norm, error = _errors(a, columns, weights, ridge, x, jax.lax.stop_gradient(factor))
         condition, rank = factor.condition(), jnp.sum(factor.inverse > 0, dtype=jnp.int32)
+        if method in ("cholesky_qr", "fossils"):  # a sketch that hides a direction of `a` would otherwise pass
+            worked = worked & jnp.all(error < float(jnp.finfo(b.dtype).eps) ** 0.5)
     code = jnp.where(worked, status.CONVERGED, status.RUNNING if method in _ITERATIVE else status.STALLED)
     code = jnp.where(tree_isfinite((x, norm)), code, status.NONFINITE).astype(jnp.int32)
     return LstsqResult(

@@ -86,21 +86,22 @@ def lstsq_blocks(
     norm = error = jnp.full(x.shape[1], jnp.nan, x.dtype)
     worked, rounds = jnp.ones((), bool), 0
     if method == "cholesky_qr":
-        enough, worked = cholesky_qr.enough(x.dtype), jnp.zeros((), bool)
+        enough, worked, last = cholesky_qr.enough(x.dtype), jnp.zeros((), bool), None
         while rounds < cholesky_qr.MAX_ROUNDS and not worked:
             total = None
             for a, b, _ in _each(blocks):
                 products = _products(a, b, factor)
                 total = products if total is None else jax.tree.map(jnp.add, total, products)
             last = cholesky_qr.finish(factor, *total, level, jnp.int32(rounds))
-            factor, x, worked, rounds = last.factor, last.x, bool(last.condition <= enough), rounds + 1
+            factor, x, worked, rounds = last.better, last.x, bool(last.condition <= enough), rounds + 1
+        assert last is not None
         down, square = -level * x, jnp.zeros(x.shape[1], x.dtype)
         for a, b, _ in _each(blocks):
             more, part = _residual(a, b, x)
             down, square = down + more, square + part
         norm = jnp.sqrt(square)
         error = _normal.estimate(square, down, x, level, factor)
-        x = x + factor.solve(down)
+        x = x + last.solve(down)
         worked = jnp.asarray(worked)
     code = jnp.where(worked, status.CONVERGED, status.STALLED)
     code = jnp.where(jnp.all(jnp.isfinite(x)), code, status.NONFINITE).astype(jnp.int32)
