@@ -229,3 +229,29 @@ def pairs(slow: Callable[[Case, str], bool] = lambda case, operator: False) -> l
         pytest.param(case, operator, id=f"{case}-{operator}", marks=[pytest.mark.slow] if slow(case, operator) else [])
         for case, operator in PAIRS
     ]
+
+
+# Sketches of `tests/test_sketching.py`: contract, transforms and laws. A new one is a line here.
+SKETCHES = [
+    lr.sketching.GaussianSketch,
+    lr.sketching.RademacherSketch,
+    lr.sketching.SparseSignSketch,
+    lr.sketching.CountSketch,
+    lr.sketching.VerySparseSketch,
+    lr.sketching.SRHT,
+    lr.sketching.SRDCT,
+    lr.sketching.BlockSRHT,
+    lr.sketching.PooledSketch,
+]
+
+# Methods of `lstsq` in `tests/test_least_squares.py`: jit, vmap, derivatives, dtype. Shape of the problem, and options.
+LEAST_SQUARES = {
+    "tall": ((60, 7), {}),
+    "wide": ((7, 30), {}),
+    "sketched": ((60, 7), {"method": "sketch_and_solve"}),
+    "sketched gaussian": ((60, 7), {"sketch": "gaussian", "method": "sketch_and_solve"}),
+    "cholesky_qr": ((90, 7), {"method": "cholesky_qr"}),
+    "fossils": ((90, 7), {"method": "fossils"}),
+    "lsqr": ((90, 7), {"method": "lsqr"}),
+    "iterative_sketching": ((90, 7), {"method": "iterative_sketching"}),
+}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from cases import LEAST_SQUARES
 from jax.experimental.sparse import BCOO
 
 from lrjax import status
@@ -183,16 +184,7 @@ def test_gaussian_sketch_error_follows_its_law(d, m):
     assert abs(median_ratio(d, m) / (z * np.sqrt(d / (m - d - 1))) - 1) < 0.04
 
 
-METHODS = {
-    "tall": ((60, 7), {}),
-    "wide": ((7, 30), {}),
-    "sketched": ((60, 7), SKETCHED),
-    "sketched gaussian": ((60, 7), {"sketch": "gaussian", **SKETCHED}),
-    "cholesky_qr": ((90, 7), {"method": "cholesky_qr"}),
-    "fossils": ((90, 7), {"method": "fossils"}),
-    "lsqr": ((90, 7), {"method": "lsqr"}),
-    "iterative_sketching": ((90, 7), {"method": "iterative_sketching"}),
-}
+METHODS = LEAST_SQUARES
 SLOW = ("sketched gaussian", "lsqr", "iterative_sketching")  # to compile; the others cover their parts
 NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in METHODS]
 

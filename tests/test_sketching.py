@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from cases import SKETCHES
 
 from lrjax.linalg.hadamard import hadamard_transform
 from lrjax.sketching import (
@@ -14,7 +15,6 @@ from lrjax.sketching import (
     CountSketch,
     GaussianSketch,
     PooledSketch,
-    RademacherSketch,
     SparseSignSketch,
     TensorSRHT,
     VerySparseSketch,
@@ -23,17 +23,7 @@ from lrjax.sketching import (
     transforms,
 )
 
-KINDS = [
-    GaussianSketch,
-    RademacherSketch,
-    SparseSignSketch,
-    CountSketch,
-    VerySparseSketch,
-    SRHT,
-    SRDCT,
-    BlockSRHT,
-    PooledSketch,
-]
+KINDS = SKETCHES
 TYPED = [GaussianSketch, PooledSketch]
 both_kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 

@@ -41,7 +41,15 @@ def hadamard_transform(x: jax.Array) -> jax.Array:
     done = 1
     for factor in factor_sizes(size):
         h = jnp.asarray(_matrix(factor), x.dtype)
-        parts = x.reshape(done, factor, size // (done * factor) * width)
-        x = jnp.einsum("ij,ajb->aib", h, parts, precision="highest")
+        x = _apply_factor(h, x.reshape(done, factor, size // (done * factor) * width))
         done *= factor
     return x.reshape(size, width)
+
+
+def _apply_factor(h: jax.Array, parts: jax.Array) -> jax.Array:
+    """`h @ part` for each part: XLA on a CPU runs products one by one at twice the speed of a batch of them."""
+    if parts.shape[0] == 1:
+        return jnp.matmul(h, parts[0], precision="highest")[None]
+    one_by_one = lambda parts: jax.lax.map(lambda part: jnp.matmul(h, part, precision="highest"), parts)
+    at_once = lambda parts: jnp.einsum("ij,ajb->aib", h, parts, precision="highest")
+    return jax.lax.platform_dependent(parts, cpu=one_by_one, default=at_once)

@@ -18,7 +18,7 @@ import lrjax as lr
 from lrjax import sketching
 
 HERE = Path(__file__).parent
-N, D, TRIALS = 4096, 32, 200
+N, D, TRIALS = 4096, 32, 100
 ROWS = (128, 256, 512, 1024, 2048)
 SKETCHES = {
     "Gaussian": sketching.GaussianSketch.create,
