@@ -1,7 +1,7 @@
 """Coordinate-wise error of sketched least squares against the rows of the sketch: `python experiment.py`.
 
 Writes `results.json` and `ratio.svg` beside this file. Two panels: generic data, where all sketches are alike, and
-coherent data, where sparse ones fail; with the law of the Gaussian sketch. About two minutes on two cores.
+coherent data, where sparse ones fail; with the law of the Gaussian sketch. A few minutes on two cores.
 """
 
 import json
@@ -71,6 +71,8 @@ def draw(results: dict, path: Path) -> None:
             found = [max(results[kind][name][str(m)]["median"], 1e-2) for m in ROWS]
             ax.loglog(ROWS, found, "o-", label=name, ms=4, lw=1.2)
         ax.loglog(ROWS, [predicted(m) for m in ROWS], "k:", label="law of the Gaussian sketch")
+        ax.set_xticks(ROWS, [str(m) for m in ROWS])
+        ax.minorticks_off()
         ax.set(title=f"{kind} data, n = {N}, d = {D}", xlabel="rows of the sketch", ylim=(0.15, 2))
     axes[0].set_ylabel(r"median of $\sqrt{d}\,\|x' - x^*\|_\infty / (\|r\|\,\|A^+\|)$")
     axes[0].legend(fontsize=8)
