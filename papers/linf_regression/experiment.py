@@ -72,6 +72,7 @@ def draw(results: dict, path: Path) -> None:
             ax.loglog(ROWS, found, "o-", label=name, ms=4, lw=1.2)
         ax.loglog(ROWS, [predicted(m) for m in ROWS], "k:", label="law of the Gaussian sketch")
         ax.set_xticks(ROWS, [str(m) for m in ROWS])
+        ax.set_yticks((0.2, 0.5, 1, 2), ["0.2", "0.5", "1", "2"])
         ax.minorticks_off()
         ax.set(title=f"{kind} data, n = {N}, d = {D}", xlabel="rows of the sketch", ylim=(0.15, 2))
     axes[0].set_ylabel(r"median of $\sqrt{d}\,\|x' - x^*\|_\infty / (\|r\|\,\|A^+\|)$")
