@@ -91,7 +91,7 @@ def lp_regression(
     starts at 2 and grows by a fifth at each step, and the direction is Newton's; without that, large p stalls.
     It stops when the residuals of the step, made into a feasible point of the dual problem, prove the relative
     gap to be small. About `2 n d^2 + 40 n` operations a step; typically 5 steps at p = 3, 15 to 40 in [1, 2) and
-    around 20 at p = 50. At p = 1 the objective is right to rounding long before the gap can prove it: the dual
+    around 20 at p = 50. At p = 1 the objective is right to some 1e-7 long before the gap can prove it: the dual
     point converges more slowly.
 
     With `num_rows`, the rows of `[a b]` are drawn without replacement by their scores and the small problem is
