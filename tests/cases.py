@@ -178,6 +178,7 @@ CASES = [
     Case("gd_optax", lr.GradientDescent(max_rank=RANK, optimizer=_momentum), "imbalance", FEW),
     Case("scaled_gd", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3), "step_size"),
     Case("scaled_gd_symmetric", lr.ScaledGradientDescent(max_rank=RANK, step_size=0.3, symmetric=True), "step_size"),
+    Case("scaled_gd_line_search", lr.ScaledGradientDescent(max_rank=RANK), "damping", FEW),
     # Implicit derivatives are those of an exact inner solve.
     Case("gauss_newton", lr.GaussNewton(max_rank=RANK, inner_tolerance=1e-14), "ridge", EVERYWHERE),
     Case(

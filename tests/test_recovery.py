@@ -272,6 +272,23 @@ def test_nothing_is_recovered_from_outliers_alone():
         assert errors[1] > 0.5
 
 
+def test_the_line_search_holds_where_a_fixed_step_diverges():
+    """Few entries of 300 x 200: rows with more than their share make the step 0.5 of the theory blow up."""
+    with jax.enable_x64(True):
+        key = jax.random.key(3)
+        problem, truth = synthetic.matrix_completion(
+            key, shape=(300, 200), rank=2, oversampling=4.0, condition_number=10.0, dtype="float64"
+        )
+        run = lambda step_size: lr.solve(
+            problem, lr.ScaledGradientDescent(max_rank=2, step_size=step_size), key, num_steps=600, truth=truth
+        )
+        searched, fixed = run(None), run(0.5)
+        assert float(searched.trace["relative_error"][-1]) < 1e-6
+        objective = np.asarray(searched.trace["objective"])
+        assert np.all(np.diff(objective) <= 1e-12 * objective[0])
+        assert not float(fixed.trace["relative_error"][-1]) < 1
+
+
 def test_too_few_measurements_fail():
     """Fewer measurements than degrees of freedom: the fit is exact, the matrix is another one."""
     with jax.enable_x64(True):

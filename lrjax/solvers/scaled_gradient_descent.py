@@ -7,11 +7,15 @@ from lrjax import initial
 from lrjax._checks import check_choice, check_range
 from lrjax._pytree import pytree
 from lrjax.factors import Factors
+from lrjax.losses import Squared
 from lrjax.problem import Problem
 from lrjax.solvers import _common
 from lrjax.solvers._common import FirstOrderState
 
 DAMPINGS = ("residual", "fixed", "none")
+FIXED_STEP = 0.5
+# Halvings tried of the step that would be best if the fit were linear in it.
+_HALVINGS = 12
 
 
 @pytree
@@ -32,7 +36,8 @@ class ScaledGradientDescent:
     machine precision in both cases.
 
     Attributes:
-        step_size: eta; 0.5 suits the spectral start.
+        step_size: eta. Default, for the squared loss: the best of a line search, which never lets the objective rise;
+            for others 0.5, which suits the spectral start. A number gives the method of the theory.
         damping: factor of the damping rule.
         tolerance: relative residual at which the solve has converged; default rounding level.
         rank: columns in use (traced), `None` for all.
@@ -40,10 +45,11 @@ class ScaledGradientDescent:
         symmetric: `X = U U^T`.
         damping_rule: `"residual"`, `"fixed"` or `"none"`.
 
-    Cost: that of a gradient step and two k x k Cholesky solves, `O((n1 + n2) k^2)`.
+    Cost: that of a gradient step and two k x k Cholesky solves, `O((n1 + n2) k^2)`; the line search evaluates the
+    measurements of two more matrices, of rank 2k and k.
 
-    When not to use it: entries sampled sparsely and unevenly, where a fixed step may diverge on heavy rows
-    (`AlternatingMinimization`); outliers with the squared loss.
+    When not to use it: a fixed step on entries sampled sparsely and unevenly, which diverges on heavy rows; few
+    entries (`GaussNewton`, `AlternatingMinimization`); outliers with the squared loss.
 
     Source: Tong, Ma and Chi, arXiv 2005.08898; Zhang, Fattahi and Zhang, arXiv 2504.09708, for the damping.
 
@@ -57,7 +63,7 @@ class ScaledGradientDescent:
         True
     """
 
-    step_size: float | jax.Array = 0.5
+    step_size: float | jax.Array | None = None
     damping: float | jax.Array = 0.1
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
@@ -110,14 +116,30 @@ class ScaledGradientDescent:
         damping = self._damping(problem, state)
         if self.symmetric:
             gradient = _common.symmetric_product(problem, z, factors.left) / 2
-            left = factors.left - self.step_size * self._precondition(gradient, factors.left, damping)
-            new = Factors(left, left)
+            left = self._precondition(gradient, factors.left, damping)
+            direction = Factors(left, left)
         else:
-            to_left = problem.operator.adjoint_matmul(z, factors.right)
-            to_right = problem.operator.adjoint_rmatmul(z, factors.left)
-            new = Factors(
-                factors.left - self.step_size * self._precondition(to_left, factors.right, damping),
-                factors.right - self.step_size * self._precondition(to_right, factors.left, damping),
+            direction = Factors(
+                self._precondition(problem.operator.adjoint_matmul(z, factors.right), factors.right, damping),
+                self._precondition(problem.operator.adjoint_rmatmul(z, factors.left), factors.left, damping),
             )
+        size = self._size(problem, state, direction)
+        new = Factors(factors.left - size * direction.left, factors.right - size * direction.right)
         new_state = self._at(problem, new, state.extra)
         return new_state, _common.exact_fit(state.info["residual"], new_state.info["residual"], self.tolerance)
+
+    def _size(self, problem: Problem, state: FirstOrderState, direction: Factors) -> jax.Array | float:
+        if self.step_size is not None:
+            return self.step_size
+        if not isinstance(problem.loss, Squared):
+            return FIXED_STEP
+        # The residual at size eta is r - eta s + eta^2 t, and the objective a quartic in eta.
+        factors, join = state.factors, lambda a, b: jnp.concatenate([a, b], axis=1)
+        s = problem.operator.forward(join(direction.left, factors.left), join(factors.right, direction.right))
+        t = problem.operator.forward(direction.left, direction.right)
+        dot = lambda u, v: jnp.sum(problem.weighted(u * v))
+        rs, rt, ss, st, tt = dot(state.residual, s), dot(state.residual, t), dot(s, s), dot(s, t), dot(t, t)
+        best = rs / jnp.where(ss > 0, ss, 1)
+        sizes = best * 0.5 ** jnp.arange(_HALVINGS, dtype=best.dtype)
+        change = sizes * (-2 * rs + sizes * (ss + 2 * rt + sizes * (-2 * st + sizes * tt)))
+        return sizes[jnp.argmin(change)]
