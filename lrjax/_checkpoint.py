@@ -1,0 +1,128 @@
+"""The files of a sweep: a plan that says which sweep it is, and parts with what is finished. NumPy only.
+
+A part appears under its name only when it is whole on the disk, so a kill at any moment loses what was not yet
+written and nothing else.
+"""
+
+import contextlib
+import json
+import os
+import time
+import uuid
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PLAN = "plan.json"
+# Seconds between two parts at first, and as a share of the time since the start: a long sweep leaves few files.
+_INTERVAL, _SHARE = 1.0, 0.01
+
+
+class Checkpoint:
+    """A directory with the plan of a sweep and its finished chunks."""
+
+    def __init__(self, path: str | Path, plan: dict, *, writes_plan: bool = True):
+        self.path, self.plan = Path(path), json.loads(json.dumps(plan))
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"checkpoint {str(path)!r} is a file; expected a directory, new or of the same sweep")
+        self.path.mkdir(parents=True, exist_ok=True)
+        there = self.path / PLAN
+        if there.exists():
+            self._compare(read_plan(self.path))
+        elif any(self.path.glob("part-*.npz")):
+            raise ValueError(f"checkpoint {str(path)!r} holds parts of a sweep but no {PLAN}; use another directory")
+        elif writes_plan:
+            self._write(there, lambda file: file.write(json.dumps(self.plan, indent=1).encode()))
+        if writes_plan:
+            for partial in self.path.glob("*.tmp"):  # of a run that was killed while it wrote
+                partial.unlink(missing_ok=True)
+        self._waiting: dict[tuple, list] = {}
+        self._begun = self._written = time.monotonic()
+
+    def _compare(self, old: dict) -> None:
+        for name in self.plan | old:
+            if self.plan.get(name) != old.get(name):
+                raise ValueError(
+                    f"checkpoint {str(self.path)!r} holds another sweep: {name} was {old.get(name)!r} there and is "
+                    f"{self.plan.get(name)!r} now; give another checkpoint, or remove that directory to start again"
+                )
+
+    def read(self, combo: int, fingerprint: str) -> tuple[dict | None, dict[int, dict[str, np.ndarray]]]:
+        """Batch and chunk sizes of a static point, `None` if there are none yet, and its finished chunks."""
+        sizes, chunks = None, {}
+        for meta, arrays in read_parts(self.path, combo):
+            if meta["fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"checkpoint {str(self.path)!r} was made by another trial function (its operations, constants or "
+                    "outputs have changed); give another checkpoint, or remove that directory to start again"
+                )
+            sizes = meta["sizes"]
+            chunks |= arrays
+        return sizes, chunks
+
+    def add(self, combo: int, fingerprint: str, sizes: dict, chunk: int, arrays: dict[str, np.ndarray]) -> None:
+        """Keeps a finished chunk, and writes what is waiting if the last part is long enough ago."""
+        self._waiting.setdefault((combo, fingerprint, json.dumps(sizes)), []).append((chunk, arrays))
+        now = time.monotonic()
+        if now - self._written > max(_INTERVAL, _SHARE * (now - self._begun)):
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is waiting."""
+        for (combo, fingerprint, sizes), waiting in list(self._waiting.items()):
+            meta = {"fingerprint": fingerprint, "sizes": json.loads(sizes), "chunks": [chunk for chunk, _ in waiting],
+                    "lengths": [len(next(iter(arrays.values()))) for _, arrays in waiting]}  # fmt: skip
+            values = {f"value_{name}": np.concatenate([a[name] for _, a in waiting]) for name in waiting[0][1]}
+            target = self.path / f"part-{combo:05d}-{uuid.uuid4().hex}.npz"
+            self._write(target, lambda file, m=meta, v=values: np.savez(file, meta=np.array(json.dumps(m)), **v))
+            del self._waiting[combo, fingerprint, sizes]
+        self._written = time.monotonic()
+
+    def _write(self, target: Path, write: Any) -> None:
+        partial = target.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with partial.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise OSError(
+                error.errno,
+                f"could not write to the checkpoint {str(self.path)!r} ({error.strerror}); what was written before is "
+                "safe: make room and call the same sweep again to go on from there",
+            ) from error
+
+
+def read_plan(path: str | Path) -> dict:
+    """The plan of a checkpoint."""
+    there = Path(path) / PLAN
+    if not there.is_file():
+        raise ValueError(f"{str(path)!r} is no checkpoint of a sweep: it has no {PLAN}")
+    try:
+        return json.loads(there.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{there} is not readable ({error}); remove the directory to start again") from error
+
+
+def read_parts(path: str | Path, combo: int) -> list[tuple[dict, dict[int, dict[str, np.ndarray]]]]:
+    """What is on the disk for one static point: its settings and its chunks, part by part."""
+    found = []
+    for file in sorted(Path(path).glob(f"part-{combo:05d}-*.npz")):
+        try:
+            with file.open("rb") as stream, np.load(stream) as data:
+                meta = json.loads(str(data["meta"]))
+                values = {name.removeprefix("value_"): data[name] for name in data.files if name != "meta"}
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            warnings.warn(f"{file} is damaged ({error}) and left out: its trials run again", stacklevel=2)
+            continue
+        ends = np.cumsum(meta["lengths"])
+        cut = {name: np.split(array, ends[:-1]) for name, array in values.items()}
+        found.append((meta, {c: {n: cut[n][i] for n in cut} for i, c in enumerate(meta["chunks"])}))
+    return found

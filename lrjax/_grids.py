@@ -1,0 +1,120 @@
+"""The grid of a sweep: its axes, what tells it from another one, and the labelled arrays that it ends in."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lrjax import _labelled
+
+
+class Plan(NamedTuple):
+    """The grid, in order: all axes, which of them are static, and their values."""
+
+    values: dict[str, Any]
+    static: tuple[str, ...]
+    num_trials: int
+
+    @property
+    def traced(self) -> tuple[str, ...]:
+        return tuple(name for name in self.values if name not in self.static)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(len(self.values[name]) for name in self.traced)
+
+    @property
+    def num_lanes(self) -> int:
+        return int(np.prod(self.sizes, dtype=np.int64)) * self.num_trials
+
+    def static_points(self) -> list[dict[str, Any]]:
+        chosen = itertools.product(*(self.values[name] for name in self.static))
+        return [dict(zip(self.static, point, strict=True)) for point in chosen]
+
+
+def axes(grid: Mapping[str, Sequence[Any]], static: Sequence[str]) -> dict[str, Any]:
+    if isinstance(static, str):
+        raise ValueError(f"static is the text {static!r}; expected a sequence of axis names, such as ({static!r},)")
+    if unknown := [name for name in static if name not in grid]:
+        raise ValueError(f"static names {unknown[0]!r}; grid has {list(grid)}")
+    axes = {}
+    for name, values in grid.items():
+        if not isinstance(name, str) or name in ("key", "shared", "trial") or not name.isidentifier():
+            raise ValueError(f"grid has an axis {name!r}; expected keyword names other than key, shared and trial")
+        if name in static:
+            axes[name] = list(values)
+        else:
+            try:
+                array = np.asarray(values)
+            except ValueError as error:
+                raise ValueError(f"grid[{name!r}] is ragged; expected numbers, or the axis in static") from error
+            if array.dtype.kind not in "fiubc" or array.ndim != 1:
+                raise ValueError(
+                    f"grid[{name!r}] has dtype {array.dtype} and shape {array.shape}; expected one-dimensional "
+                    "numbers, or the axis in static"
+                )
+            axes[name] = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+        if len(axes[name]) == 0:
+            raise ValueError(f"grid[{name!r}] is empty; expected at least one value")
+    return axes
+
+
+def settings(plan: Plan, key: jax.Array, shared: Any, paired: bool, batch_size: Any, device: Any) -> dict:
+    """What two runs must have in common to give the same bits, as plain values."""
+    leaves, tree = jax.tree.flatten(shared)
+    digest = hashlib.sha256(str(tree).encode())
+    for leaf in leaves:
+        leaf = np.asarray(leaf)
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
+    return {
+        "format": 1,
+        "grid": {name: {"coords": _plain(values), "exact": _exact(values)} for name, values in plan.values.items()},
+        "static": list(plan.static),
+        "trials": plan.num_trials,
+        "key": {"impl": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
+        "shared": digest.hexdigest() if leaves else None,
+        "paired": bool(paired),
+        "batch_size": batch_size,
+        "float64": jax.dtypes.canonicalize_dtype(np.float64) == np.float64,
+        "device": f"{device.platform} {device.device_kind}",
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+    }
+
+
+def _plain(values: Any) -> list:
+    if isinstance(values, np.ndarray):
+        values = [complex(v) if np.iscomplexobj(v) else v.item() for v in values]
+    return [v if isinstance(v, int | float | str) else str(v) for v in values]
+
+
+def _exact(values: Any) -> str:
+    """Tells any two lists of values apart, arrays by dtype and bytes."""
+    if isinstance(values, np.ndarray):
+        return f"{values.dtype}:{values.tobytes().hex()}"
+    return re.sub(r"0x[0-9a-f]+", "", repr(values))
+
+
+def assembled(plan: Plan, tables: list[dict], settings: dict, attrs: dict) -> Any:
+    """Labelled arrays, from one table for each static point."""
+    names = tuple(plan.values)
+    order = (*plan.static, *plan.traced)
+    lengths = [len(plan.values[name]) for name in order]
+    variables = {}
+    for name, first in tables[0].items():
+        shapes = {table[name].shape if name in table else None for table in tables}
+        if len(shapes) > 1:
+            raise ValueError(f"trial returned {name!r} of different shapes at different static points: {shapes}")
+        stacked = np.stack([table[name] for table in tables])
+        stacked = stacked.reshape(*lengths, plan.num_trials, *first.shape[1:])
+        axes = [order.index(axis) for axis in names]
+        stacked = stacked.transpose(*axes, *range(len(axes), stacked.ndim))
+        own = tuple(f"{name}_dim_{i}" for i in range(first.ndim - 1))
+        variables[name] = ((*names, "trial", *own), stacked)
+    coords = {name: np.array(_plain(values)) for name, values in plan.values.items()}
+    coords["trial"] = np.arange(plan.num_trials)
+    bad = {n: int(np.sum(~np.isfinite(v))) for n, (_, v) in variables.items() if v.dtype.kind in "fc"}
+    return _labelled.dataset(variables, coords, {"plan": settings, "num_nonfinite": bad, **attrs})
