@@ -253,7 +253,7 @@ def _solve(
         worked, steps, sketched, rank = jnp.ones((), bool), jnp.int32(0), jnp.zeros((), bool), jnp.int32(a.shape[0])
     else:
         draw = lambda: _inputs.draw(sketch, made, sketch_size, a.shape[0])
-        if automatic and sketch == "sparse_sign":
+        if automatic and sketch == "sparse_sign" and sketch_size is not None:
             size, nonzeros = sketch_size, min(_AUTO_NONZEROS, sketch_size)
             draw = lambda: SparseSignSketch.create(made, size, a.shape[0], num_nonzeros=nonzeros)
         # Constants to autodiff: the derivative is attached below.

@@ -13,7 +13,6 @@ from lrjax._checks import check_count
 from lrjax._pytree import pytree
 from lrjax.sketching._contract import as_columns, check_sizes, shaped_like
 
-
 # Gathers that are summed at a time.
 _GATHERS = 8
 
@@ -167,33 +166,28 @@ class SparseSignSketch:
 def _sparse_apply(sketch: SparseSignSketch, columns: jax.Array) -> jax.Array:
     (bands, _, top), width = sketch.signs.shape, columns.shape[1]
     heights = np.diff(_band_edges(sketch.num_rows, bands))
-    size, places = sketch.order.shape[1], jnp.arange(top, dtype=jnp.int32)
-
-    def turned(order: jax.Array, shift: jax.Array, height: jax.Array) -> jax.Array:
-        """Which column comes to each place of a band, `(top,)`; `-1` for none."""
-        end = jnp.full(top, -1, jnp.int32).at[:size].set(order)
-        twice = jnp.concatenate([jnp.where(height == size, jnp.roll(end, top - size), end), end])
-        return jnp.where(places < height, jax.lax.dynamic_slice(twice, (top - shift,), (top,)), -1)
+    # Which column comes to each place of each band, all at once: in the loop below small operations would add up.
+    (passes, size), places = sketch.order.shape, jnp.arange(top, dtype=jnp.int32)
+    turned = places[None, None, :] - sketch.shifts.T[:, :, None]
+    turned = jnp.where(turned < 0, turned + jnp.asarray(heights)[None, :, None], turned)
+    there = (places[None, None, :] < jnp.asarray(heights)[None, :, None]) & (turned < size)
+    which = jnp.arange(passes, dtype=jnp.int32)[:, None, None]
+    orders = jnp.where(there, sketch.order[which, jnp.minimum(turned, size - 1)], -1)
 
     def add(total: jax.Array, one: tuple) -> tuple[jax.Array, None]:
-        orders, shifts, signs = one
-
         def band(total: jax.Array, one: tuple) -> tuple[jax.Array, None]:
-            i, height, shifts, signs = one
-            order = jax.vmap(turned, in_axes=(0, 0, None))(orders, shifts, height)
+            i, order, signs = one
             return total.at[i].add(_sum_of_gathers(order, signs, columns)), None
 
-        every = jnp.arange(bands, dtype=jnp.int32), jnp.asarray(heights), shifts.T, jnp.moveaxis(signs, 1, 0)
-        return jax.lax.scan(band, total, every)[0], None
+        return jax.lax.scan(band, total, (jnp.arange(bands, dtype=jnp.int32), *one))[0], None
 
     # Typed by the data, so that shard_map sees one type.
     start = jnp.broadcast_to(0 * columns[:1], (bands, top, width))
-    order = _in_groups(sketch.order)
-    passes = order.shape[:2]
-    fill = passes[0] * passes[1] - sketch.order.shape[0]
-    shifts = jnp.pad(sketch.shifts.T, ((0, fill), (0, 0))).reshape(*passes, bands)
-    signs = jnp.pad(jnp.moveaxis(sketch.signs, 0, 1), ((0, fill), (0, 0), (0, 0))).reshape(*passes, bands, top)
-    total, _ = jax.lax.scan(add, start, (order, shifts, signs))
+    orders = _in_groups(orders.reshape(passes, -1))
+    signs = jnp.moveaxis(sketch.signs, 0, 1).reshape(passes, -1)
+    signs = jnp.pad(signs, ((0, orders.shape[0] * orders.shape[1] - passes), (0, 0)))
+    by_band = lambda x: jnp.moveaxis(x.reshape(*orders.shape[:2], bands, top), 2, 1)
+    total, _ = jax.lax.scan(add, start, (by_band(orders), by_band(signs)))
     return jnp.concatenate([band[:height] for height, band in zip(heights, total, strict=True)]) * bands**-0.5
 
 
