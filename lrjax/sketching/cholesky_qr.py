@@ -22,8 +22,10 @@ ENOUGH = 0.1
 # Up to this condition number of `B^T B` the factor that made `B` is as good as the next one, and no SVD is spent on it.
 CLOSE = 4.0
 MAX_ROUNDS = 5
-# Numbers of `a` in a block of rows.
-_BLOCK_ENTRIES = 2**18
+# Numbers of `a` in a block of rows: narrow blocks go fastest with fewer of them, wide ones need some rows.
+_BLOCK_ENTRIES, _NARROW_ENTRIES, _NARROW_ROWS = 2**18, 2**16, 1024
+# Rows per column of `a` that are looked at to guess its condition number.
+_SAMPLE_ROWS = 4
 
 
 class Round(NamedTuple):
@@ -59,24 +61,26 @@ def solve(
     weights: jax.Array | None,
     ridge: jax.Array,
     start: Callable[[], Factor] | None,
-    threshold: float | None = None,
+    guess: bool = False,
     max_rounds: int = MAX_ROUNDS,
 ) -> tuple[jax.Array, Factor, jax.Array, jax.Array, jax.Array]:
     """Solution `(d, q)`, factor, whether it worked, rounds, and whether a sketch was used.
 
-    `start()` is the first factor, from a sketch; `None` starts from the normal matrix, and goes on from it. With a
-    threshold that is done for condition numbers of `a` up to it, and the sketch is taken above.
+    `start()` is the first factor, from a sketch; `None` starts from the normal matrix, and goes on from it. With
+    `guess` a few rows of `a` decide: the sketch is taken if one round from the normal matrix will not do for them. A
+    wrong guess costs a round or two, not accuracy.
     """
     limit = enough(a.dtype)
     sketched = jnp.zeros((), bool)
     again = lambda factor, rounds: finish(factor, *gram(a, b, weights, factor), ridge, rounds)
-    if start is not None and threshold is None:
-        first, sketched = again(start(), jnp.int32(0)), ~sketched
+    plain = lambda: finish(None, *gram(a, b, weights, None), ridge, jnp.int32(0))
+    if start is None:
+        first = plain()
+    elif guess:
+        sketched = condition_of_sample(a, weights, ridge) > limit
+        first = jax.lax.cond(sketched, lambda: again(start(), jnp.int32(0)), plain)
     else:
-        first = plain = finish(None, *gram(a, b, weights, None), ridge, jnp.int32(0))
-        if start is not None and threshold is not None:
-            sketched = plain.better.condition() > threshold
-            first = jax.lax.cond(sketched, lambda: again(start(), plain.rounds), lambda: plain)
+        first, sketched = again(start(), jnp.int32(0)), ~sketched
     last = jax.lax.while_loop(
         lambda r: (r.condition > limit) & (r.rounds < max_rounds), lambda r: again(r.better, r.rounds), first
     )
@@ -88,6 +92,19 @@ def solve(
 def enough(dtype: Any) -> float:
     """The condition number of `B^T B` up to which its equations are solved as they are."""
     return ENOUGH * float(jnp.finfo(dtype).eps) ** -0.5
+
+
+def condition_of_sample(a: jax.Array, weights: jax.Array | None, ridge: jax.Array) -> jax.Array:
+    """Condition number of the normal matrix of evenly spaced rows of `a`."""
+    n, d = a.shape
+    step = max(1, n // (_SAMPLE_ROWS * d))
+    rows = a[::step]
+    weighted = _normal.weigh(None if weights is None else weights[::step], rows)
+    square = mul(weighted.T, rows) * step + ridge * jnp.eye(d, dtype=a.dtype)
+    values = jnp.linalg.eigvalsh(square)
+    # Zero, all of it or to rounding, counts as well conditioned or not at all, as in `finish`.
+    condition = jnp.where(values[0] > 0, values[-1] / jnp.where(values[0] > 0, values[0], 1), jnp.inf)
+    return jnp.where(values[-1] > 0, condition, 1)
 
 
 def finish(factor: Factor | None, gram: jax.Array, moment: jax.Array, ridge: jax.Array, rounds: jax.Array) -> Round:
@@ -115,7 +132,8 @@ def finish(factor: Factor | None, gram: jax.Array, moment: jax.Array, ridge: jax
 def gram(a: jax.Array, b: jax.Array, weights: jax.Array | None, factor: Factor | None) -> tuple[jax.Array, jax.Array]:
     """`B^T B` and `B^T sqrt(W) b`, over blocks of rows that stay in cache."""
     n, d = a.shape
-    size = max(1, min(n, _BLOCK_ENTRIES // d))
+    size = max(_NARROW_ENTRIES // d, min(_NARROW_ROWS, _BLOCK_ENTRIES // d))
+    size = max(1, min(n, size))
     last = (n - 1) // size
 
     def products(rows: jax.Array, target: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.Array]:

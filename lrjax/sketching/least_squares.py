@@ -12,6 +12,7 @@ from lrjax._checks import check_count, check_key
 from lrjax._pytree import pytree, tree_isfinite
 from lrjax.sketching import _direct, _inputs, _normal, cholesky_qr, iterative
 from lrjax.sketching._normal import Factor
+from lrjax.sketching.sparse import SparseSignSketch
 
 # The options that mean something to each method. Any other that is set is refused.
 _METHOD_OPTIONS = {
@@ -29,9 +30,8 @@ _ITERATIVE = {
     "fossils": iterative.fossils,
 }
 _MAX_STEPS = 100
-# Condition number of `a` above which "auto" takes a sketch instead of another round of shifted Cholesky QR. At rounding
-# level of the normal matrix one round is not enough any more. In units of 1 / sqrt(eps d).
-_SKETCH_ABOVE = 0.5
+# Nonzeros per column of the sketch that "auto" takes: enough for a first factor that a round improves, if need be.
+_AUTO_NONZEROS = 4
 # "auto" is direct for problems that are hardly tall, or small.
 _LEAST_ASPECT, _LEAST_ENTRIES = 4, 2**14
 
@@ -117,7 +117,8 @@ def lstsq(
     Methods:
 
     - "auto" (arrays): "direct" for wide, small or hardly tall problems (`n < 4 d`); otherwise "cholesky_qr", started
-      from the normal matrix, and from a sketch if that says that the condition number is beyond `0.5 / sqrt(eps d)`.
+      from the normal matrix, or from a sketch if a few rows say that a round from there will not do (condition numbers
+      above some 2,500 in double precision, 17 in single).
       For operators: "fossils". `result.method`, `num_steps` and `sketched` say what ran.
     - "cholesky_qr": as accurate as a QR, and only matrix products. A factor of the normal matrix, as for "auto" or from
       the `sketch` that is named, makes `B = a T` well-conditioned; `B^T B` is formed over blocks of rows (`a` is never
@@ -252,6 +253,9 @@ def _solve(
         worked, steps, sketched, rank = jnp.ones((), bool), jnp.int32(0), jnp.zeros((), bool), jnp.int32(a.shape[0])
     else:
         draw = lambda: _inputs.draw(sketch, made, sketch_size, a.shape[0])
+        if automatic and sketch == "sparse_sign" and sketch_size is not None:
+            size, nonzeros = sketch_size, min(_AUTO_NONZEROS, sketch_size)
+            draw = lambda: SparseSignSketch.create(made, size, a.shape[0], num_nonzeros=nonzeros)
         # Constants to autodiff: the derivative is attached below.
         fixed = jax.lax.stop_gradient((a, columns, weights, ridge))
         if method == "sketch_and_solve":
@@ -293,8 +297,7 @@ def _tall(
     if method == "normal_equations":
         return cholesky_qr.solve(a, b, weights, ridge, None, max_rounds=1)
     if method == "cholesky_qr":
-        limit = _SKETCH_ABOVE * (float(jnp.finfo(b.dtype).eps) * a.shape[1]) ** -0.5
-        return cholesky_qr.solve(a, b, weights, ridge, factor_of_sketch, limit if automatic else None)
+        return cholesky_qr.solve(a, b, weights, ridge, factor_of_sketch, guess=automatic)
     x, factor = _sketch_and_solve(a, b, weights, ridge, draw())
     more = {"sketch_size": sketch_size} if method == "iterative_sketching" else {}
     x, done, steps = _ITERATIVE[method](a, b, weights, ridge, factor, x, tolerance, max_steps, **more)

@@ -1,7 +1,8 @@
 """Sparse random linear maps S: a few nonzeros in every column, so that applying them is a few passes over the data.
 
 Rows of the data are dealt out by a random permutation, about as many to each row of S as to any other. So `S a` is a
-sum of gathers of `m` rows each, with nothing to scatter, and the sums stay in cache.
+sum of gathers of `m` rows each, with nothing to scatter. Several gathers are summed at a time: that is what makes it
+run near the speed at which the data are read.
 """
 
 import jax
@@ -11,6 +12,17 @@ import numpy as np
 from lrjax._checks import check_count
 from lrjax._pytree import pytree
 from lrjax.sketching._contract import as_columns, check_sizes, shaped_like
+
+# Gathers that are summed at a time.
+_GATHERS = 8
+
+
+def _random_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """int8, +-1: one random bit each."""
+    size = int(np.prod(shape))
+    words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
+    bits = (words >> jnp.arange(32, dtype=jnp.uint32)[None, :]) & 1
+    return 1 - 2 * bits.astype(jnp.int8).reshape(-1)[:size].reshape(shape)
 
 
 def _deal(key: jax.Array, num_cols: int, hands: int) -> tuple[jax.Array, jax.Array]:
@@ -22,10 +34,13 @@ def _deal(key: jax.Array, num_cols: int, hands: int) -> tuple[jax.Array, jax.Arr
     """
     width = int(np.ceil(np.sqrt(num_cols)))
     height = -(-num_cols // width)
-    keys, sizes = jax.random.split(key, 4), (height, width, height, width)
+    # One draw for all; the remainder of 32 bits is uniform up to a relative `sqrt(n) / 2^32`.
+    bits = jax.random.bits(key, (2 * (height + width),), jnp.uint32)
     one, two, three, four = (
-        jax.random.randint(k, (size,), 0, bound, dtype=jnp.int32)
-        for k, size, bound in zip(keys, sizes, (width, height, width, height), strict=True)
+        (part % bound).astype(jnp.int32)
+        for part, bound in zip(
+            jnp.split(bits, np.cumsum((height, width, height))), (width, height, width, height), strict=True
+        )
     )
     u, v = jnp.divmod(jnp.arange(num_cols, dtype=jnp.int32), width)
     v = (v + one[u]) % width
@@ -45,12 +60,29 @@ def _deal(key: jax.Array, num_cols: int, hands: int) -> tuple[jax.Array, jax.Arr
     return place, order.reshape(passes, hands)
 
 
-def _rows_at(columns: jax.Array, index: jax.Array) -> jax.Array:
-    return columns.at[index].get(mode="clip")
-
-
 def _signed(signs: jax.Array, columns: jax.Array) -> jax.Array:
     return signs.astype(columns.dtype)[:, None] * columns
+
+
+def _in_groups(order: jax.Array) -> jax.Array:
+    """The passes `(passes, m)` as `(groups, g, m)`, filled up with passes of `-1`, fewer than there are groups."""
+    passes = order.shape[0]
+    groups = -(-passes // _GATHERS)
+    size = -(-passes // groups)
+    filled = jnp.pad(order, ((0, groups * size - passes), (0, 0)), constant_values=-1)
+    return filled.reshape(groups, size, -1)
+
+
+def _sum_of_gathers(order: jax.Array, signs: jax.Array, columns: jax.Array) -> jax.Array:
+    """Sum of `signs * columns[order]` over the passes of one group; places before or beyond all columns add nothing."""
+    n = columns.shape[0]
+    signs = jnp.where((order >= 0) & (order < n), signs, 0)
+    order = jnp.clip(order, 0, n - 1)
+    one = lambda i: _signed(signs[i], columns.at[order[i]].get(mode="promise_in_bounds"))
+    total = one(0)
+    for i in range(1, order.shape[0]):
+        total = total + one(i)
+    return total
 
 
 @pytree
@@ -71,7 +103,7 @@ class SparseSignSketch:
         place: `(n,)` int32, the random permutation.
         order: `(passes, h)` int32, its inverse: the columns of each pass; `n` where there is none.
         shifts: `(s, passes)` int32, the cyclic shift of a pass in a band.
-        signs: `(s, passes, h)` int8, +-1.
+        signs: `(s, passes, H)` int8, +-1, by place in the band; `H` is the size of the largest band.
         num_rows: `m`, static.
 
     Examples:
@@ -113,7 +145,7 @@ class SparseSignSketch:
         heights = np.diff(_band_edges(num_rows, num_nonzeros))[:, None]
         shape = (num_nonzeros, order.shape[0])
         shifts = jax.random.randint(shift_key, shape, 0, heights, dtype=jnp.int32)
-        signs = jax.random.rademacher(sign_key, (*shape, order.shape[1]), jnp.int8)
+        signs = _random_signs(sign_key, (*shape, int(heights.max())))
         return SparseSignSketch(place=place, order=order, shifts=shifts, signs=signs, num_rows=num_rows)
 
     @property
@@ -132,28 +164,31 @@ class SparseSignSketch:
 
 @jax.jit
 def _sparse_apply(sketch: SparseSignSketch, columns: jax.Array) -> jax.Array:
-    (bands, _, size), width = sketch.signs.shape, columns.shape[1]
+    (bands, _, top), width = sketch.signs.shape, columns.shape[1]
     heights = np.diff(_band_edges(sketch.num_rows, bands))
+    # Which column comes to each place of each band, all at once: in the loop below small operations would add up.
+    (passes, size), places = sketch.order.shape, jnp.arange(top, dtype=jnp.int32)
+    turned = places[None, None, :] - sketch.shifts.T[:, :, None]
+    turned = jnp.where(turned < 0, turned + jnp.asarray(heights)[None, :, None], turned)
+    there = (places[None, None, :] < jnp.asarray(heights)[None, :, None]) & (turned < size)
+    which = jnp.arange(passes, dtype=jnp.int32)[:, None, None]
+    orders = jnp.where(there, sketch.order[which, jnp.minimum(turned, size - 1)], -1)
 
     def add(total: jax.Array, one: tuple) -> tuple[jax.Array, None]:
-        order, shifts, signs = one
-        rows = _rows_at(columns, order)
-        rows = jnp.where((order < columns.shape[0])[:, None], rows, 0)
-
         def band(total: jax.Array, one: tuple) -> tuple[jax.Array, None]:
-            # A band has room for a whole pass at any shift; what hangs over is folded back at the end.
-            i, shift, sign = one
-            place = (i, shift, jnp.int32(0))
-            old = jax.lax.dynamic_slice(total, place, (1, size, width))
-            return jax.lax.dynamic_update_slice(total, old + _signed(sign, rows)[None], place), None
+            i, order, signs = one
+            return total.at[i].add(_sum_of_gathers(order, signs, columns)), None
 
-        return jax.lax.scan(band, total, (jnp.arange(bands, dtype=jnp.int32), shifts, signs))
+        return jax.lax.scan(band, total, (jnp.arange(bands, dtype=jnp.int32), *one))[0], None
 
     # Typed by the data, so that shard_map sees one type.
-    start = jnp.broadcast_to(0 * columns[:1], (bands, int(heights.max()) + size, width))
-    total, _ = jax.lax.scan(add, start, (sketch.order, sketch.shifts.T, jnp.moveaxis(sketch.signs, 0, 1)))
-    folded = [band[:h].at[:size].add(band[h : h + size]) for h, band in zip(heights, total, strict=True)]
-    return jnp.concatenate(folded) * bands**-0.5
+    start = jnp.broadcast_to(0 * columns[:1], (bands, top, width))
+    orders = _in_groups(orders.reshape(passes, -1))
+    signs = jnp.moveaxis(sketch.signs, 0, 1).reshape(passes, -1)
+    signs = jnp.pad(signs, ((0, orders.shape[0] * orders.shape[1] - passes), (0, 0)))
+    by_band = lambda x: jnp.moveaxis(x.reshape(*orders.shape[:2], bands, top), 2, 1)
+    total, _ = jax.lax.scan(add, start, (by_band(orders), by_band(signs)))
+    return jnp.concatenate([band[:height] for height, band in zip(heights, total, strict=True)]) * bands**-0.5
 
 
 @jax.jit
@@ -169,8 +204,9 @@ def sparse_sign_entries(sketch: SparseSignSketch) -> tuple[jax.Array, jax.Array]
     """Rows and signs of the nonzeros, each `(s, n)`."""
     edges, size = _band_edges(sketch.num_rows, sketch.signs.shape[0]), sketch.order.shape[1]
     turn, seat = sketch.place // size, sketch.place % size
-    rows = jnp.asarray(edges[:-1, None]) + (seat[None, :] + sketch.shifts[:, turn]) % np.diff(edges)[:, None]
-    return rows, sketch.signs[:, turn, seat]
+    place = (seat[None, :] + sketch.shifts[:, turn]) % np.diff(edges)[:, None]
+    signs = sketch.signs[jnp.arange(place.shape[0], dtype=jnp.int32)[:, None], turn[None, :], place]
+    return jnp.asarray(edges[:-1, None]) + place, signs
 
 
 def _band_edges(num_rows: int, num_nonzeros: int) -> np.ndarray:
@@ -221,7 +257,7 @@ class CountSketch:
         num_rows, num_cols = check_sizes(key, num_rows, num_cols)
         deal_key, sign_key = jax.random.split(key)
         place, order = _deal(deal_key, num_cols, num_rows)
-        return CountSketch(place=place, order=order, signs=jax.random.rademacher(sign_key, order.shape, jnp.int8))
+        return CountSketch(place=place, order=order, signs=_random_signs(sign_key, order.shape))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -241,13 +277,13 @@ class CountSketch:
 @jax.jit
 def _gathered_sum(order: jax.Array, signs: jax.Array, columns: jax.Array) -> jax.Array:
     """Sum over passes of `signs * columns[order]`; places beyond the last column add nothing."""
-    signs = jnp.where(order < columns.shape[0], signs, 0)
+    orders = _in_groups(order)
+    signs = jnp.pad(signs, ((0, orders.shape[0] * orders.shape[1] - order.shape[0]), (0, 0))).reshape(orders.shape)
 
     def add(total: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + _signed(one[1], _rows_at(columns, one[0])), None
+        return total + _sum_of_gathers(*one, columns), None
 
-    start = _signed(signs[0], _rows_at(columns, order[0]))
-    return jax.lax.scan(add, start, (order[1:], signs[1:]))[0]
+    return jax.lax.scan(add, _sum_of_gathers(orders[0], signs[0], columns), (orders[1:], signs[1:]))[0]
 
 
 @pytree
@@ -295,7 +331,7 @@ class VerySparseSketch:
         draws = int(np.ceil(np.sqrt(num_cols))) if draws is None else check_count("draws", draws)
         place_key, sign_key = jax.random.split(key)
         order = jax.random.randint(place_key, (draws, num_rows), 0, num_cols, dtype=jnp.int32)
-        signs = jax.random.rademacher(sign_key, order.shape, jnp.int8)
+        signs = _random_signs(sign_key, order.shape)
         return VerySparseSketch(order=order, signs=signs, num_cols=num_cols)
 
     @property
