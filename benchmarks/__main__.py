@@ -60,6 +60,8 @@ def run(given, out):
             tune(given, path, done, deadline)
         elif suite == "regression":
             regression(given, path)
+        elif suite in ("samplers", "inner"):
+            rows(given, path, suite)
         else:
             sweep(given, path)
 
@@ -179,14 +181,25 @@ def sweep(given, path):
 
 def regression(given, path):
     """Least squares and sketches, with one core and with all of them."""
-    quick = ["--quick"] if given.quick else ["--repeats", str(given.repeats or 5)]
     for cores in sorted({1, os.cpu_count() or 1}):
-        command = [sys.executable, str(HERE / "bench_regression.py"), "--cores", str(cores), *quick]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            for line in child.stdout or ():
-                record = json.loads(line)
-                print(f"  {describe(record['case'])}, {record['solver']}: {record['seconds']:.3g} s", flush=True)
-                append(path, record)
+        follow(given, path, "bench_regression.py", "--cores", str(cores))
+
+
+def rows(given, path, suite):
+    """Row samplers, or half steps on long rows."""
+    follow(given, path, "bench_rows.py", suite)
+
+
+def follow(given, path, script, *arguments):
+    """Runs a script and stores the lines that it prints."""
+    quick = ["--quick"] if given.quick else ["--repeats", str(given.repeats or 5)]
+    with subprocess.Popen(
+        [sys.executable, str(HERE / script), *arguments, *quick], stdout=subprocess.PIPE, text=True
+    ) as child:
+        for line in child.stdout or ():
+            record = json.loads(line)
+            print(f"  {describe(record['case'])}, {record['solver']}: {record['seconds']:.3g} s", flush=True)
+            append(path, record)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Row samples, the scores to draw by, and determinantal samples: exact identities and laws."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -300,7 +302,7 @@ def spiked_rows(n, d):
     return a
 
 
-def distortion(a, scores, m, p, trials=9):
+def distortion(a, scores, m, p, *, replacement=True, trials=9):
     """Median over samples of the worst `| ||S a x||^p / ||a x||^p - 1 |` over axes and random directions."""
     rng = np.random.default_rng(1)
     d = a.shape[1]
@@ -310,20 +312,35 @@ def distortion(a, scores, m, p, trials=9):
     images = jnp.asarray(a @ x)
     whole = jnp.sum(jnp.abs(images) ** p, axis=0)
 
-    @jax.jit
+    return float(median_distortion(images, whole, jnp.asarray(scores), jnp.asarray(p), m, replacement, trials))
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def median_distortion(images, whole, scores, p, m, replacement, trials):
     def worst(key):
-        sample = RowSample.create(key, scores, m, p=p)
-        return jnp.max(jnp.abs(jnp.sum(jnp.abs(sample.apply(images)) ** p, axis=0) / whole - 1))
+        sample = RowSample.create(key, scores, m, replacement=replacement)
+        losses = jnp.abs(images[sample.indices]) ** p
+        return jnp.max(jnp.abs(sample.weights @ losses / whole - 1))
 
-    return np.median([worst(key) for key in jax.random.split(KEY, trials)])
+    return jnp.median(jax.lax.map(worst, jax.random.split(KEY, trials)))
 
 
-def test_lewis_sampling_beats_uniform_on_spiked_rows(x64):
-    a = spiked_rows(4000, 6)
-    for p in (1.0, 3.0):
-        lewis = distortion(a, lewis_weights(a, p), 400, p)
-        assert lewis < 0.3
-        assert distortion(a, jnp.ones(4000), 400, p) > 3 * lewis
+@pytest.mark.parametrize("family", ["spiked", "heavy-tailed"])
+def test_lewis_sampling_beats_uniform_where_few_rows_matter(family, x64):
+    """Uniform rows fail, with errors of a half or more, where Lewis rows are right within a fifth: for every p."""
+    a = spiked_rows(4000, 8)
+    if family == "heavy-tailed":
+        rng = np.random.default_rng(0)
+        a = rng.normal(size=(4000, 8)) * (rng.pareto(1.0, size=4000) + 0.1)[:, None]
+    for p in (1.0, 1.5, 2.0, 3.0, 4.0):
+        # Lewis weights end below 4; leverage scores there.
+        scores = lewis_weights(a, p) if p < 4 else leverage_scores(a)
+        few, many = (distortion(a, scores, m, p, replacement=False) for m in (100, 800))
+        assert few < 0.5
+        assert many < 0.2
+        assert many < 0.5 * few
+        uniform = distortion(a, jnp.ones(4000), 800, p, replacement=False)
+        assert uniform > max(0.5, 7 * many), (p, uniform, many)
 
 
 @pytest.mark.slow

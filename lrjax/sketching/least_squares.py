@@ -181,6 +181,32 @@ def lstsq(
         >>> result = lr.lstsq(a, b, jax.random.key(1))
         >>> [round(float(value), 3) for value in result.x], result.method
         ([1.0, 2.0, 3.0], 'direct')
+
+        A matrix that is never formed, here the rows of `a` beside their running means:
+
+        >>> import dataclasses
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class WithMeans:
+        ...     a: jax.Array
+        ...     dtype = property(lambda self: self.a.dtype)
+        ...     shape = property(lambda self: (self.a.shape[0], 2 * self.a.shape[1]))
+        ...
+        ...     def apply(self, x):  # (d, q) to (n, q)
+        ...         top, bottom = jax.numpy.split(x, 2)
+        ...         return self.a @ top + self.means(self.a @ bottom)
+        ...
+        ...     def apply_adjoint(self, z):  # (n, q) to (d, q)
+        ...         back = jax.linear_transpose(self.means, z)
+        ...         return jax.numpy.concatenate([self.a.T @ z, self.a.T @ back(z)[0]])
+        ...
+        ...     def means(self, y):
+        ...         return jax.numpy.cumsum(y, axis=0) / jax.numpy.arange(1.0, y.shape[0] + 1)[:, None]
+        >>> operator = WithMeans(a)
+        >>> b = operator.apply(jax.numpy.arange(6.0)[:, None])[:, 0]
+        >>> result = lr.lstsq(operator, b, jax.random.key(1))
+        >>> [round(float(value), 2) for value in result.x], result.method
+        ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 'fossils')
     """
     check_key(key)
     a, b = _inputs.check_matrix(a), _inputs.check_array("b", b)
