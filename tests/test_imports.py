@@ -24,6 +24,7 @@ LAYERS = (
         "_rank",
         "_sweep",
         "_checkpoint",
+        "_fits",
         "_grids",
         "_labelled",
         "_tables",
