@@ -45,6 +45,7 @@ def timed(calls, repeats):
     for repeat in range(-1, repeats):
         for name, call in calls.items():
             with threadpool_limits(1 if name.startswith("lrjax") else None):
+                time.sleep(0.2)  # threads of the library before spin for a while after their work
                 begun = time.perf_counter()
                 answers[name] = call()
                 took = time.perf_counter() - begun

@@ -22,8 +22,10 @@ ENOUGH = 0.1
 # Up to this condition number of `B^T B` the factor that made `B` is as good as the next one, and no SVD is spent on it.
 CLOSE = 4.0
 MAX_ROUNDS = 5
-# Numbers of `a` in a block of rows: narrow blocks go fastest with fewer of them, wide ones need some rows.
-_BLOCK_ENTRIES, _NARROW_ENTRIES, _NARROW_ROWS = 2**18, 2**16, 1024
+# Rows in a block, as numbers of `a` and at least so many: what XLA multiplies fastest on a CPU.
+_BLOCK_ENTRIES, _BLOCK_ROWS = 2**17, 1024
+# Up to so many columns the plain normal matrix is formed from rows as they lie, in larger blocks.
+_NARROW, _NARROW_ENTRIES = 64, 2**19
 # Rows per column of `a` that are looked at to guess its condition number.
 _SAMPLE_ROWS = 4
 
@@ -132,11 +134,15 @@ def finish(factor: Factor | None, gram: jax.Array, moment: jax.Array, ridge: jax
 def gram(a: jax.Array, b: jax.Array, weights: jax.Array | None, factor: Factor | None) -> tuple[jax.Array, jax.Array]:
     """`B^T B` and `B^T sqrt(W) b`, over blocks of rows that stay in cache."""
     n, d = a.shape
-    size = max(_NARROW_ENTRIES // d, min(_NARROW_ROWS, _BLOCK_ENTRIES // d))
-    size = max(1, min(n, size))
+    lying = factor is None and d <= _NARROW
+    size = min(n, _NARROW_ENTRIES // d if lying else max(_BLOCK_ROWS, _BLOCK_ENTRIES // d))
     last = (n - 1) // size
 
     def products(rows: jax.Array, target: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        if lying:
+            weighted = rows if weight is None else rows * weight[:, None]
+            moment = mul(weighted.T, target) if target.shape[1] > 1 else jnp.sum(weighted * target, axis=0)[:, None]
+            return mul(weighted.T, rows), moment
         # B transposed: both products then run along rows, which takes two thirds of the time on a CPU.
         if factor is None:
             flat = jax.lax.optimization_barrier(rows.T)

@@ -12,7 +12,7 @@ from lrjax._checks import check_count, check_key
 from lrjax._pytree import pytree, tree_isfinite
 from lrjax.sketching import _direct, _inputs, _normal, cholesky_qr, iterative
 from lrjax.sketching._normal import Factor
-from lrjax.sketching.sparse import SparseSignSketch
+from lrjax.sketching.sparse import CountSketch, SparseSignSketch
 
 # The options that mean something to each method. Any other that is set is refused.
 _METHOD_OPTIONS = {
@@ -30,8 +30,9 @@ _ITERATIVE = {
     "fossils": iterative.fossils,
 }
 _MAX_STEPS = 100
-# Nonzeros per column of the sketch that "auto" takes: enough for a first factor that a round improves, if need be.
-_AUTO_NONZEROS = 4
+# Sketches that "auto" takes are cheap, since a round improves their factor, if need be: one nonzero per column if the
+# rows that this asks for, d^2 times the first number, are less than this share of `a`, else so many nonzeros.
+_COUNT_ROWS, _COUNT_SHARE, _AUTO_NONZEROS = 2, 1 / 16, 4
 # "auto" is direct for problems that are hardly tall, or small.
 _LEAST_ASPECT, _LEAST_ENTRIES = 4, 2**14
 
@@ -280,8 +281,7 @@ def _solve(
     else:
         draw = lambda: _inputs.draw(sketch, made, sketch_size, a.shape[0])
         if automatic and sketch == "sparse_sign" and sketch_size is not None:
-            size, nonzeros = sketch_size, min(_AUTO_NONZEROS, sketch_size)
-            draw = lambda: SparseSignSketch.create(made, size, a.shape[0], num_nonzeros=nonzeros)
+            draw = lambda: _cheap_sketch(made, sketch_size, *a.shape)
         # Constants to autodiff: the derivative is attached below.
         fixed = jax.lax.stop_gradient((a, columns, weights, ridge))
         if method == "sketch_and_solve":
@@ -309,6 +309,12 @@ def _solve(
         sketched=sketched,
         method=method,
     )
+
+
+def _cheap_sketch(key: jax.Array, rows: int, n: int, d: int) -> CountSketch | SparseSignSketch:
+    if rows <= _COUNT_ROWS * d**2 <= _COUNT_SHARE * n:
+        return CountSketch.create(key, _COUNT_ROWS * d**2, n)
+    return SparseSignSketch.create(key, rows, n, num_nonzeros=min(_AUTO_NONZEROS, rows))
 
 
 def _tall(
