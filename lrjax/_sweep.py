@@ -78,7 +78,7 @@ def sweep(
         An `xarray.Dataset` if xarray is installed, otherwise an object with the same access to what sweeps need:
         `table["error"].sel(rank=3).mean("trial")`. Each output has one dimension for each axis, in the order of
         `grid`, then `trial`, then its own. `attrs` has the settings, versions and key (`"plan"`), `"num_compiles"`,
-        `"num_nonfinite"` by output, `"batch_sizes"` and `"seconds"`.
+        `"compile_seconds"`, `"num_nonfinite"` by output, `"batch_sizes"` and `"seconds"`, all included.
 
     Raises:
         ValueError: a bad argument, a trial that returns something else, or a checkpoint of another sweep.
@@ -129,16 +129,17 @@ def sweep(
 
     points = plan.static_points()
     total = len(points) * plan.num_lanes
-    tables, num_compiles, batches = [], 0, []
+    tables, batches, compiles = [], [], []
     with tqdm(total=total, desc="sweep", unit="trial", delay=2, disable=not (progress and first_process)) as bar:
         for combo, point in enumerate(points):
             job = _Job(trial, key, plan, point, combo, shared, paired, mesh)
-            table, compiled, batch = job.run(batch_size, store, bar)
+            table, took, batch = job.run(batch_size, store, bar)
             tables.append(_gathered(table, job.chunk))
-            num_compiles += compiled
+            compiles += [] if took is None else [took]
             batches.append(batch)
-            bar.set_postfix(compiles=num_compiles, refresh=False)
-    attrs = {"num_compiles": num_compiles, "batch_sizes": batches, "seconds": time.monotonic() - begun}
+            bar.set_postfix(compiles=len(compiles), refresh=False)
+    attrs = {"num_compiles": len(compiles), "compile_seconds": sum(compiles), "batch_sizes": batches,
+             "seconds": time.monotonic() - begun}  # fmt: skip
     return grids.assembled(plan, tables, settings, attrs)
 
 
@@ -228,9 +229,9 @@ class _Job:
 
         self.lane = lane
 
-    def run(self, batch_size: int | str, store: Checkpoint | None, bar: Any) -> tuple[_Table, int, int | None]:
-        """The table, the number of compiles and the batch size."""
-        one = jax.ShapeDtypeStruct((), jnp.int32)
+    def run(self, batch_size: int | str, store: Checkpoint | None, bar: Any) -> tuple[_Table, float | None, int]:
+        """The table, the seconds of tracing and compiling (`None` if nothing was left to run) and the batch size."""
+        begun, one = time.monotonic(), jax.ShapeDtypeStruct((), jnp.int32)
         closed, outputs = jax.make_jaxpr(self.lane, return_shape=True)(one, *self.inputs)
         table, sizes, chunks, fingerprint = _Table(self.plan.num_lanes, outputs), None, {}, ""
         if store:
@@ -250,10 +251,11 @@ class _Job:
         numbers = range(-(-self.plan.num_lanes // self.chunk))
         todo = [c for c in numbers if c % jax.process_count() == jax.process_index() and c not in chunks]
         if not todo:
-            return table, 0, sizes["batch"]
+            return table, None, sizes["batch"]
         width = -(-self.chunk // (count * sizes["batch"])) * sizes["batch"] * count
         bar.set_description(f"sweep {_named(self.point)}: compiling" if self.point else "sweep: compiling")
         program = self._compile(width, sizes["batch"])
+        took = time.monotonic() - begun
         bar.set_description(f"sweep {_named(self.point)}" if self.point else "sweep")
         waiting = []
 
@@ -276,7 +278,7 @@ class _Job:
         finally:
             if store:
                 store.flush()
-        return table, 1, sizes["batch"]
+        return table, took, sizes["batch"]
 
     def _batch(self, closed: Any) -> int:
         """Trials that fit, from the difference that a second one makes to the largest step of the trial."""
