@@ -168,15 +168,16 @@ def tune(given, path, done, deadline):
 def sweep(given, path):
     """The sweep of robust sensing problems, which manages its own devices."""
     command = [sys.executable, str(HERE / "bench_sweep.py"), "--json"]
-    for dtype in ("float64", "float32"):
+    for dtype, shared in [(dtype, shared) for shared in ([], ["--shared"]) for dtype in ("float64", "float32")]:
         quick = ["--problems", "8", "--repeats", "1", "--numpy-problems", "1"] if given.quick else []
-        done = subprocess.run([*command, "--dtype", dtype, *quick], capture_output=True, text=True)
+        done = subprocess.run([*command, *shared, "--dtype", dtype, *quick], capture_output=True, text=True)
         if done.returncode:
             print(f"  failed: {done.stderr.strip().splitlines()[-1]}")
             continue
         record = json.loads(done.stdout.strip().splitlines()[-1])
         print(f"  {record}")
-        append(path, {"case": {"kind": "sweep", "dtype": dtype}, "solver": "lrjax subgradient", **record})
+        case = {"kind": "sweep", "dtype": dtype, "shared": bool(shared)}
+        append(path, {"case": case, "solver": "lrjax subgradient", **record})
 
 
 def regression(given, path):

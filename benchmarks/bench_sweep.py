@@ -120,7 +120,7 @@ def main():
     found["numpy_two"] = 1000 * statistics.median(pair)
 
     kind = "one ensemble for all" if given.shared else "an ensemble each"
-    print(f"{given.problems} problems of d = {size}, {given.dtype}, {kind}; seconds per 1000, medians of {given.repeats}")
+    print(f"{given.problems} problems of d = {size}, {given.dtype}, {kind}; seconds per 1000, {given.repeats} runs")
     print(f"lrjax {found['lrjax']:.2f} (compile {found['compile']:.1f} s apart, batches of {found['batch']})")
     print(f"NumPy loop, one core {found['numpy']:.2f}, ratio {found['numpy'] / found['lrjax']:.2f}")
     print(f"NumPy, two processes {found['numpy_two']:.2f}, ratio {found['numpy_two'] / found['lrjax']:.2f}")

@@ -57,7 +57,7 @@ def axes(grid: Mapping[str, Sequence[Any]], static: Sequence[str]) -> dict[str, 
                     f"grid[{name!r}] has dtype {array.dtype} and shape {array.shape}; expected one-dimensional "
                     "numbers, or the axis in static"
                 )
-            axes[name] = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+            axes[name] = array
         if len(axes[name]) == 0:
             raise ValueError(f"grid[{name!r}] is empty; expected at least one value")
     return axes

@@ -257,7 +257,7 @@ class _Job:
         program = self._compile(width, sizes["batch"])
         took = time.monotonic() - begun
         bar.set_description(f"sweep {_named(self.point)}" if self.point else "sweep")
-        waiting = []
+        waiting, ahead = [], int(self.mesh.devices.flat[0].platform != "cpu")
 
         def settle(number: int, found: dict) -> None:
             start = number * self.chunk
@@ -271,7 +271,9 @@ class _Job:
             for number in todo:
                 lanes = np.minimum(number * self.chunk + np.arange(width), self.plan.num_lanes - 1).astype(np.int32)
                 waiting.append((number, program(jnp.asarray(lanes), *self.inputs)))
-                if len(waiting) > 1:  # the next call is on its way while the results of the last are taken
+                # On an accelerator the next call is on its way while results are taken. On a CPU two calls at a time
+                # can hold all of XLA's threads, and wait for ever for one that their LAPACK calls need.
+                if len(waiting) > ahead:
                     settle(*waiting.pop(0))
             for number, found in waiting:
                 settle(number, found)

@@ -54,6 +54,9 @@ def main():
 def run(keys, full):
     # LAPACK inside a JAX program with threads of its own spins against XLA's; set before NumPy loads.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # With as many devices as threads, each device can hold one while its LAPACK call waits for another.
+    os.environ.setdefault("PJRT_NPROC", "16")
+    os.environ.setdefault("NPROC", "16")
     import jax
 
     from papers import common

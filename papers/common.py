@@ -1,5 +1,6 @@
 """What the experiments share: a claim with its verdict, and the files that a run leaves."""
 
+import importlib.metadata
 import json
 import math
 import platform
@@ -119,9 +120,11 @@ def redraw(experiment: Any, results: dict, folder: Path) -> None:
 
 
 def version() -> str:
-    from importlib.metadata import version as installed
-
-    return installed(lr.__name__)
+    """Of the library; "source" if it is on the path without being installed."""
+    try:
+        return importlib.metadata.version(lr.__name__)
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
 
 
 def plain(value: Any) -> Any:

@@ -102,6 +102,12 @@ def test_memory_does_not_grow_with_the_trials():
     assert run(trial, {"scale": [1.0]}, 2).attrs["batch_sizes"] == [1]
 
 
+def test_points_are_found_by_the_values_given():
+    table = run(grid={"scale": [0.1, 0.2]})
+    assert table.sel(scale=0.1)["all"].shape == (7, 5)
+    assert table["mean"].dtype == np.float32
+
+
 def test_failed_lanes_are_recorded():
     table = run(lambda key, x: {"root": jnp.sqrt(x)}, {"x": [-1.0, 4.0]}, 3)
     assert np.isnan(table["root"].values[0]).all()

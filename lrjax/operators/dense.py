@@ -12,7 +12,7 @@ from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
 
-# A dense ensemble above this many bytes is refused: it is nearly always a mistake (core-papers rule of thumb).
+# A dense ensemble above this many bytes is refused: it is nearly always a mistake.
 MAX_BYTES = 8 * 2**30
 
 
