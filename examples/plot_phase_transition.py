@@ -3,7 +3,7 @@ Where recovery begins
 =====================
 
 With too few measurements every trial fails, with plenty every trial succeeds, and the change is abrupt. One call of
-:func:`lrjax.sweep` runs four ranks, fifteen numbers of measurements and twelve seeds; a logistic fit says where half
+:func:`lrjax.sweep` runs four ranks, twenty-one numbers of measurements and twelve seeds; a logistic fit says where half
 of the trials succeed, and how well that is known. The point moves with the rank just as the degrees of freedom do.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 
 import lrjax as lr
 
-N, MOST = 16, 300
+N, MOST = 16, 210
 RANKS = (1, 2, 3, 4)
-MEASUREMENTS = np.arange(20, MOST + 1, 20)
+MEASUREMENTS = np.arange(10, MOST + 1, 10)
 NUM_TRIALS = 12
 
 # %%
