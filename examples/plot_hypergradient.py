@@ -16,7 +16,7 @@ import numpy as np
 import lrjax as lr
 
 N, RANK, MAX_RANK = 40, 2, 6
-GRID = np.logspace(-2, 2, 25)
+GRID = np.logspace(-3, 0, 25)
 
 # %%
 # A noisy matrix of rank 2, fitted with six columns. A fifth of the entries seen is set aside: their weight is zero in
@@ -46,15 +46,15 @@ def held_out_error(log_ridge, num_steps, problem, fitted, held):
     return lr.metrics.rmse(prediction, problem.y, held)
 
 
-def descend(num_steps=60, updates=12, start=0.02):
+def descend(num_steps=60, updates=12, start=0.3):
     """Ridges tried and their errors, by gradient descent on the logarithm of the ridge."""
     slope = jax.jit(jax.value_and_grad(held_out_error), static_argnums=1)
     given, log_ridge, path = data(), jnp.log(start), []
     for _ in range(updates):
         error, gradient = slope(log_ridge, num_steps, *given)
         path.append((float(jnp.exp(log_ridge)), float(error)))
-        # In logarithms the error changes on a scale of one; the bound keeps the first steps from going too far.
-        log_ridge = log_ridge - jnp.clip(20 * gradient, -1, 1)
+        # Relative changes per logarithm of the ridge, so that no units enter; the bound keeps steps from going too far.
+        log_ridge = log_ridge - jnp.clip(2 * gradient / error, -1, 1)
     return np.array(path)
 
 
