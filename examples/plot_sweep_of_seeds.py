@@ -3,11 +3,9 @@ A phase transition in one compiled call
 =======================================
 
 How many outliers can be borne, with how many measurements? Hundreds of small solves answer that: eight levels of
-corruption, eight numbers of measurements, eight seeds each. They share one compile, because nothing that varies
-is a shape: the corruption is a traced number, and measurements that a problem lacks are given weight zero.
+corruption, eight numbers of measurements, eight seeds each. :func:`lrjax.sweep` compiles them once, because nothing
+that varies is a shape: the corruption is a traced number, and measurements that a problem lacks are given weight zero.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +26,7 @@ NUM_SEEDS = 8
 # hardly any outliers that one is too long, and some lanes would go back and forth for ever.
 
 
-def trial(key, corruption, num_measurements, num_steps):
+def trial(key, num_measurements, corruption, num_steps):
     """Whether one matrix of rank 1 was recovered to three digits within the budget of steps."""
     key_problem, key_solve = jax.random.split(key)
     problem, truth = lr.synthetic.matrix_sensing(
@@ -38,23 +36,19 @@ def trial(key, corruption, num_measurements, num_steps):
     problem = lr.Problem(problem.operator, problem.y, weights=kept, loss=problem.loss)
     solver = lr.SubgradientMethod(max_rank=N, symmetric=True)
     solution = lr.solve(problem, solver, key_solve, num_steps=num_steps, record_every=num_steps)
-    return lr.metrics.success(solution.factors, truth, tolerance=1e-3)
+    return {"success": lr.metrics.success(solution.factors, truth, tolerance=1e-3)}
 
 
 # %%
-# ``lax.map`` with a batch size runs a few lanes side by side and the batches one after the other, which keeps the data
-# of a batch in the cache; ``vmap`` over everything at once is the better choice on a GPU.
+# The sweep runs a few lanes side by side and the batches one after the other, which keeps the data of a batch in the
+# cache, and returns arrays with named dimensions. The number of steps, a length, is a static axis with one value.
 
 
-@functools.partial(jax.jit, static_argnames="num_steps")
 def success_rates(key, num_steps=200):
     """Success rates, ``(measurements, corruptions)``."""
-    keys = jax.random.split(key, NUM_SEEDS)
-    grid = jnp.meshgrid(jnp.arange(NUM_SEEDS), MEASUREMENTS, CORRUPTIONS, indexing="ij")
-    seeds, counts, corruptions = (axis.ravel() for axis in grid)
-    one = lambda lane: trial(keys[lane[0]], lane[2], lane[1], num_steps)
-    won = jax.lax.map(one, (seeds, counts, corruptions), batch_size=8)
-    return won.reshape(grid[0].shape).mean(axis=0)
+    grid = {"num_measurements": MEASUREMENTS, "corruption": CORRUPTIONS, "num_steps": [num_steps]}
+    table = lr.sweep(trial, key, grid=grid, static=("num_steps",), num_trials=NUM_SEEDS, progress=False)
+    return np.asarray(table["success"].mean("trial").isel(num_steps=0))
 
 
 def largest_borne(rates):

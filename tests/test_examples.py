@@ -1,6 +1,9 @@
 """Every example holds what it claims in a shortened run, its baseline fails, and its figure can be drawn."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -114,3 +117,82 @@ def test_sweep_of_seeds():
     assert rates[0, 5] <= 0.5  # half corrupted, fewer measurements than unknowns
     example.draw(rates)
     assert_one_labelled_figure()
+
+
+def test_which_solver():
+    example = load("plot_which_solver")
+    found = example.compare(num_trials=6)
+    assert example.advantage(found) > 0.3
+    assert min(rates[-1] for name, (rates, _) in found.items() if name != "SingularValueProjection") > 0.8
+    example.draw(found)
+    assert_one_labelled_figure()
+
+
+def test_ratings():
+    example = load("plot_ratings")
+    completions, name = example.compare(num_steps=8, ridges=(0.3, 10.0))
+    assert example.gain(completions) > 0.02
+    assert completions[0.3].holdout_rmse > completions[0.3].baseline_rmse  # worse than no columns
+    assert completions[0.3].train_rmse < completions[10.0].train_rmse
+    example.draw(completions, name)
+    assert_one_labelled_figure()
+
+
+def test_sketched_regression():
+    example = load("plot_sketched_regression")
+    conditions = np.array([1.0, 1e4, 1e8])
+    errors = example.compare(conditions, ("sketch_and_solve", "normal_equations", "auto"))
+    assert example.worst_ratio(errors) < 10
+    assert np.nanmin(errors["sketch_and_solve"]) > 1e-7
+    assert np.isnan(errors["normal_equations"][-1])  # it says so
+    example.draw(errors, conditions)
+    assert_one_labelled_figure()
+
+
+def test_phase_transition():
+    example = load("plot_phase_transition")
+    table = example.sweep(num_trials=6)
+    fits = example.midpoints(table)
+    ratios = [fit.midpoint / example.freedom(rank) for fit, rank in zip(fits, example.RANKS, strict=True)]
+    assert 1 < np.mean(ratios) < 2
+    rates = np.asarray(table["success"].mean("trial"))
+    assert rates[:, -1].min() > 0.8
+    assert rates[1:, 0].max() == 0
+    example.draw(table)
+    assert_one_labelled_figure()
+
+
+def test_custom_solver():
+    example = load("plot_custom_solver")
+    solutions = example.compare(num_steps=100)
+    ours, theirs = (float(solution.trace["relative_error"][-1]) for solution in solutions.values())
+    assert ours < 1e-5
+    assert theirs > 1e-2
+    example.draw(solutions)
+    assert_one_labelled_figure()
+
+
+def test_hypergradient():
+    example = load("plot_hypergradient")
+    path, errors = example.descend(num_steps=30), example.on_a_grid(num_steps=30)
+    assert path[-1, 1] < 1.02 * errors.min()
+    assert path[0, 1] > 1.2 * errors.min()
+    example.draw(path, errors)
+    assert_one_labelled_figure()
+
+
+def test_many_devices():
+    example = load("plot_many_devices")
+    one, every = example.compare(num_trials=6)
+    assert example.difference(one, every) == 0
+    assert 1e-5 < float(one["error"].values.max()) < 1
+    example.draw(one, every)
+    assert_one_labelled_figure()
+
+
+def test_many_devices_on_two():
+    script = EXAMPLES / "plot_many_devices.py"
+    environment = os.environ | {"MPLBACKEND": "agg", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "2 devices; largest difference to one device: 0"
