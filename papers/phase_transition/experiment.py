@@ -132,7 +132,7 @@ def run(full: bool) -> tuple[list[dict], dict]:
         common.not_tested(
             "1.1",
             "recovery near the information limit, at oversampling near 1.1",
-            "masks that small leave lines open here",
+            "below the grid",
         ),
     ]
     return claims, data
@@ -202,9 +202,9 @@ def draw(data: dict) -> dict:
         for j, (ax, condition) in enumerate(zip(axes, problem["conditions"], strict=True)):
             ax.plot(x, problem["determined"], "k:", lw=1.2, label="mask determines the matrix")
             for name, shares in zip(problem["solvers"], problem["success"], strict=True):
-                curve(ax, x, shares[j], trials, f"C{list(SOLVERS).index(name)}", SOLVERS[name])
+                curve(ax, x, shares[j], trials, list(SOLVERS).index(name), SOLVERS[name])
             if n == SMALL[0] and j == 0 and (extra := data["setting"]):
-                curve(ax, extra["oversampling"], extra["success"], extra["trials"], "C4", "Gauss-Newton, published")
+                curve(ax, extra["oversampling"], extra["success"], extra["trials"], 4, "Gauss-Newton, published")
             ax.set(xscale="log", xlabel="entries over degrees of freedom", ylim=(-0.04, 1.04))
             ax.set_title(f"{n} x {n}, rank {problem['rank']}, condition {condition:g}", fontsize=10)
             ax.set_xticks(x, [f"{v:g}" for v in x])
@@ -215,7 +215,9 @@ def draw(data: dict) -> dict:
     return figures
 
 
-def curve(ax, x, shares, trials, colour, label) -> None:
+def curve(ax, x, shares, trials, place, label) -> None:
+    """Shares with 95 % intervals, moved sideways a little by solver so that the intervals can be told apart."""
     bounds = np.array([common.share_interval(round(s * trials), trials) for s in shares]).T
-    ax.plot(x, shares, "o-", ms=4, lw=1.2, color=colour, label=label)
-    ax.fill_between(x, *bounds, color=colour, alpha=0.1, lw=0)
+    errors = np.abs(bounds - np.array(shares))
+    at = np.array(x) * 1.012 ** (place - 1.5)
+    ax.errorbar(at, shares, yerr=errors, fmt="o-", ms=4, lw=1.2, elinewidth=0.8, color=f"C{place}", label=label)
