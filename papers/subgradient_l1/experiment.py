@@ -438,7 +438,8 @@ def breakdown_claims(seeds):
 
 def run(full):
     seeds = 10 if full else 2
-    claims = alignment_claims(seeds)
+    # A draw of T2.1 scatters by up to 2 %, and costs little.
+    claims = alignment_claims(20 if full else 8)
     found, floors = floors_claims(seeds)
     claims += found + freeze_claims(seeds)
     found, noise = noise_claims(seeds, COUNTS if full else COUNTS[:2])
@@ -579,7 +580,7 @@ def draw_breakdown(breakdown):
     axes[0].set(xlabel="outliers (%)", ylabel="success rate", ylim=(-0.04, 1.04))
     axes[0].set_title(f"m = {MOST} d r", fontsize=10)
     axes[1].set(xscale="log", xlabel="m / (d r)")
-    axes[1].set_xticks((2, 3, 4, 6, 8, 12, 16), ("2", "3", "4", "6", "8", "12", "16"))
+    axes[1].set_xticks((2, 3, 4, 6, 8, 12), ("2", "3", "4", "6", "8", "12"))
     axes[1].minorticks_off()
     axes[0].legend(fontsize=9, frameon=False, loc="lower left")
     fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
