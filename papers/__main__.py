@@ -92,10 +92,10 @@ def write_readme():
     from papers import common
 
     parts = [(HERE / "preamble.md").read_text().rstrip()]
-    parts.append("| key | paper | verdicts of the full run | seconds |\n|---|---|---|---|")
+    parts.append("| key | paper | verdicts | run | seconds |\n|---|---|---|---|---|")
     for key in KEYS:
         results = saved(key)
-        took = f"{results['seconds']:.0f}" if results else ""
+        took = f"{results['mode']} | {results['seconds']:.0f}" if results else "|"
         parts[-1] += f"\n| [`{key}`]({key}/README.md) | {experiment(key).TITLE} | {verdicts(results)} | {took} |"
     for key in KEYS:
         if results := saved(key):
