@@ -402,6 +402,8 @@ def inner(results, machines, figure):
                          f"{_slope(took):.2f}", meet, f"{left:.1e}"])  # fmt: skip
             ax.loglog(at, [1e3 * took[k] for k in at], "o-", label=f"{solver}: exponent {_slope(took):.2f}")
         ax.set(title=f"{dtype}, {entries:,} entries a row", xlabel="rank", ylabel="ms a row")
+        ax.set_xticks(sorted(times[solvers[0]]), [str(k) for k in sorted(times[solvers[0]])])
+        ax.minorticks_off()
         ax.legend(fontsize=6)
     head = ["entries of a row", "half step", "ms a row at rank", "exponent", "as fast as exact from rank", "error left"]
     return ["`error left` is the part of the error of the start that the half step leaves.", table(head, rows),

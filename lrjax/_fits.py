@@ -59,8 +59,9 @@ def fit_rate(
         >>> fit = lr.diagnostics.fit_rate(0.9**t + 1e-12)
         >>> fit.kind, round(fit.rate, 3)
         ('linear', 0.9)
-        >>> round(lr.diagnostics.fit_rate(1 / (1 + t), kind="sublinear", start=0.05, floor=0).rate, 2)
-        1.0
+        >>> slow = lr.diagnostics.fit_rate(1 / (1 + t), kind="sublinear", start=0.05, floor=0)
+        >>> abs(slow.rate - 1) < 0.05
+        True
     """
     check_choice("kind", kind, ("auto", "linear", "sublinear"))
     curves = np.atleast_2d(np.asarray(errors, np.float64))

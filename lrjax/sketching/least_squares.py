@@ -206,8 +206,8 @@ def lstsq(
         >>> operator = WithMeans(a)
         >>> b = operator.apply(jax.numpy.arange(6.0)[:, None])[:, 0]
         >>> result = lr.lstsq(operator, b, jax.random.key(1))
-        >>> [round(float(value), 2) for value in result.x], result.method
-        ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 'fossils')
+        >>> bool(jax.numpy.allclose(result.x, jax.numpy.arange(6.0), atol=1e-3)), result.method
+        (True, 'fossils')
     """
     check_key(key)
     a, b = _inputs.check_matrix(a), _inputs.check_array("b", b)
