@@ -647,3 +647,17 @@ def test_a_sketch_that_hides_a_direction_is_found_out(x64):
     assert float(result.backward_error) > 1e-3
     assert int(result.status) == status.STALLED
     lstsq(a, b, KEY, method="cholesky_qr", sketch="sparse_sign").check()
+
+
+def test_rows_that_the_guess_does_not_see(x64):
+    """Whether the few rows that "auto" guesses from miss the heavy ones, or are the heavy ones: the answer of a QR."""
+    rng = np.random.default_rng(0)
+    g, b = rng.standard_normal((8000, 20)), rng.standard_normal(8000)
+    for rows, sizes in ((np.array([7, 11]), [1e8, 1e7]), (np.arange(0, 8000, 100), 1e7)):
+        a = g.copy()
+        a[rows] *= np.reshape(sizes, (-1, 1))
+        result = lstsq(jnp.asarray(a), jnp.asarray(b), KEY)
+        assert int(result.status) == status.CONVERGED
+        q, r = np.linalg.qr(a)
+        np.testing.assert_allclose(result.x, np.linalg.solve(r, q.T @ b), rtol=1e-6, atol=1e-9)
+        assert float(result.backward_error) < 1e-14
