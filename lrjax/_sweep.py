@@ -326,12 +326,12 @@ def _named(point: Mapping[str, Any]) -> str:
 
 
 def _jaxprs(jaxpr: Any) -> Iterator[Any]:
-    """A jaxpr and all those inside its equations."""
+    """A jaxpr, with its constants if it has them, and all those inside its equations."""
     yield jaxpr
     for eqn in jaxpr.eqns:
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
             if hasattr(inner, "eqns"):
-                yield from _jaxprs(getattr(inner, "jaxpr", inner))
+                yield from _jaxprs(inner)
 
 
 def _largest(jaxpr: Any) -> int:
@@ -343,8 +343,10 @@ def _largest(jaxpr: Any) -> int:
 def _fingerprint(closed: Any) -> str:
     """Tells trial functions apart: their operations, and the arrays they close over."""
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(closed)).encode())
-    for const in closed.consts:
-        digest.update(np.asarray(const).tobytes())
+    for jaxpr in _jaxprs(closed):
+        for const in getattr(jaxpr, "consts", ()):
+            typed = jnp.issubdtype(const.dtype, jax.dtypes.prng_key)
+            digest.update(np.asarray(jax.random.key_data(const) if typed else const).tobytes())
     return digest.hexdigest()
 
 

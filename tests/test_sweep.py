@@ -202,6 +202,16 @@ def test_a_changed_constant_is_another_trial(tmp_path):
         run(make(jnp.arange(1.0, 4.0)), checkpoint=tmp_path)
 
 
+def test_a_changed_constant_of_an_inner_jit_is_another_trial(tmp_path):
+    def make(array):
+        inner = jax.jit(lambda scale: scale * jnp.sum(jnp.asarray(array)) + jax.random.normal(KEY))
+        return lambda key, scale: {"x": jax.lax.cond(scale > 0, inner, lambda s: s, scale)}
+
+    run(make(np.arange(3.0, dtype=np.float32)), checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="another trial function"):
+        run(make(np.arange(1.0, 4.0, dtype=np.float32)), checkpoint=tmp_path)
+
+
 def test_damage_and_disorder(tmp_path):
     plain = run(checkpoint=tmp_path / "a")
     part = next((tmp_path / "a").glob("part-*.npz"))

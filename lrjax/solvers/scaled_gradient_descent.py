@@ -36,7 +36,7 @@ class ScaledGradientDescent:
     machine precision in both cases.
 
     Attributes:
-        step_size: eta. Default, for the squared loss: the best of a line search, which never lets the objective rise;
+        step_size: eta. Default, for the squared loss: the best of a line search over twelve sizes along the direction;
             for others 0.5, which suits the spectral start. A number gives the method of the theory.
         damping: factor of the damping rule.
         tolerance: relative residual at which the solve has converged; default rounding level.
