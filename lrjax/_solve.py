@@ -1,6 +1,6 @@
 """`solve` and `iterate`: checks at the door, one jitted core behind it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -208,24 +208,24 @@ def _canonical(problem: Problem) -> Problem:
     return Problem(problem.operator, problem.y, problem.weights, cast_floats(problem.loss, problem.y.dtype))
 
 
-def _continue(problem, solver, key, truth, carry, first, record_every):
-    problem = _canonical(problem)
-    carry = loop.advance(partial(solver.step, problem), carry, jax.random.split(key)[1], first, record_every)
-    return carry, _row(carry, truth)
+def _steps(problem, solver, key):
+    return loop.guarded(partial(solver.step, _canonical(problem)), jax.random.split(key)[1])
 
 
 @partial(jax.jit, static_argnames=("num_steps", "record_every"))
 def _solve(problem, solver, key, init, truth, *, num_steps, record_every):
     carry, first_row = _begin(problem, solver, key, init, truth)
 
-    def block(carry: tuple, first: jax.Array) -> tuple:
-        return _continue(problem, solver, key, truth, carry, first, record_every)
-
-    firsts = jnp.arange(0, num_steps, record_every, dtype=jnp.int32)
-    carry, rows = jax.lax.scan(block, carry, firsts)
+    row = partial(_row, truth=truth)
+    carry, rows = loop.blocks(_steps(problem, solver, key), row, carry, num_steps, record_every)
     trace = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first_row, rows)
     return _solution(carry, trace)
 
 
 _start = jax.jit(_begin)
-_block: Callable[..., tuple] = partial(jax.jit, static_argnames=("record_every",))(_continue)
+
+
+@partial(jax.jit, static_argnames=("record_every",))
+def _block(problem, solver, key, truth, carry, first, *, record_every):
+    carry = loop.advance(_steps(problem, solver, key), carry, first, record_every)
+    return carry, _row(carry, truth)

@@ -1,9 +1,13 @@
-"""The one loop: a bounded scan in which a finished lane freezes."""
+"""The one loop: bounded, and a finished lane freezes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from lrjax import status
 from lrjax._pytree import tree_isfinite, tree_where
@@ -21,12 +25,8 @@ def start(state: Any) -> tuple[Any, jax.Array, jax.Array]:
     return state, code, zero
 
 
-def advance(step: Any, carry: tuple, key: jax.Array, first: jax.Array, num_steps: int) -> tuple:
-    """Takes `num_steps` steps, numbered from `first`; lanes that are not running stay as they are.
-
-    Unbatched, the `cond` makes a finished solve cost nothing; batched, it becomes a select. A step whose result is
-    not finite is not taken: the lane keeps its last finite state and gets the code `NONFINITE`.
-    """
+def guarded(step: Callable, key: jax.Array) -> Callable:
+    """`step` as `run(carry, index)`; a step whose result is not finite is not taken: the lane keeps its last state."""
 
     def run(carry: tuple, index: jax.Array) -> tuple:
         state, _, taken = carry
@@ -35,9 +35,75 @@ def advance(step: Any, carry: tuple, key: jax.Array, first: jax.Array, num_steps
         code = jnp.where(ok, code, status.NONFINITE).astype(taken.dtype)
         return tree_where(ok, new, state), code, taken + ok.astype(taken.dtype)
 
-    def one(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
-        live = carry[1] == status.RUNNING
-        return jax.lax.cond(live, run, lambda carry, index: carry, carry, index), None
+    return run
 
-    indices = first + jnp.arange(num_steps, dtype=jnp.int32)
-    return jax.lax.scan(one, carry, indices)[0]
+
+def once(run: Callable, carry: tuple, index: jax.Array) -> tuple:
+    """One step, if the lane is running."""
+    return tree_where(carry[1] == status.RUNNING, run(carry, index), carry)
+
+
+def advance(run: Callable, carry: tuple, first: jax.Array, num_steps: int) -> tuple:
+    """Takes `num_steps` steps, numbered from `first`, or fewer if the lane ends before. No reverse derivative."""
+    more = lambda loop: (loop[1] < first + num_steps) & (loop[0][1] == status.RUNNING)
+    return jax.lax.while_loop(more, lambda loop: (run(*loop), loop[1] + 1), (carry, first))[0]
+
+
+def _advance_scan(run: Callable, carry: tuple, first: jax.Array, num_steps: int) -> tuple:
+    """The same steps with a reverse derivative."""
+
+    def one(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
+        return jax.lax.cond(carry[1] == status.RUNNING, run, lambda carry, index: carry, carry, index), None
+
+    return jax.lax.scan(one, carry, first + jnp.arange(num_steps, dtype=jnp.int32))[0]
+
+
+def blocks(run: Callable, row: Callable, carry: tuple, num_steps: int, record_every: int) -> tuple:
+    """Takes `num_steps` steps; also returns `row(carry)` after every `record_every` of them.
+
+    Finished solves cost nothing, and finished lanes of a batch wait for the last one. The steps are a `while_loop`,
+    which leaves alone what the lanes share: a batched `cond` would copy the problem for every lane. Derivatives, which
+    a `while_loop` has not in reverse, are those of a scan of guarded steps.
+    """
+    firsts = np.arange(0, num_steps, record_every, dtype=np.int32)
+    run, run_consts = _hoisted(run, carry, firsts[0])
+    row, row_consts = _hoisted(row, carry)
+
+    def by(advance: Callable, carry: tuple, run_consts: list, row_consts: list) -> tuple:
+        def block(carry: tuple, first: jax.Array) -> tuple:
+            carry = advance(lambda c, i: run(run_consts, c, i), carry, first, record_every)
+            return carry, row(row_consts, carry)
+
+        return jax.lax.scan(block, carry, firsts)
+
+    @jax.custom_jvp
+    def solve(*args: Any) -> tuple:
+        return by(advance, *args)
+
+    def derivative(primals: tuple, tangents: tuple) -> tuple:
+        # Only in what moves: a zero tangent times the infinite slope of a square root at zero would be NaN.
+        values, tree = jax.tree.flatten(primals)
+        slopes = jax.tree.leaves(tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
+        moves = [not isinstance(slope, SymbolicZero) for slope in slopes]
+
+        def moved(*given: jax.Array) -> tuple:
+            left = iter(given)
+            args = tree.unflatten([next(left) if m else v for m, v in zip(moves, values, strict=True)])
+            return by(_advance_scan, *args)
+
+        pick = lambda leaves: [leaf for leaf, m in zip(leaves, moves, strict=True) if m]
+        return jax.jvp(moved, pick(values), pick(slopes))
+
+    solve.defjvp(derivative, symbolic_zeros=True)
+    return solve(carry, run_consts, row_consts)
+
+
+def _hoisted(function: Callable, *args: Any) -> tuple[Callable, list]:
+    """`pure, consts` with `pure(consts, *args)` equal to `function(*args)`: what it closes over as an argument."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+
+    def pure(consts: list, *args: Any) -> Any:
+        flat = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+
+    return pure, closed.consts

@@ -145,7 +145,8 @@ class DenseEnsemble(Operator):
         return matmul(self.adjoint(z), v)
 
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
-        return matmul(self.adjoint(z).T, u)
+        # Symmetric ensembles: the very product of `adjoint_matmul`, which the compiler then computes once.
+        return self.adjoint_matmul(z, u) if self.symmetric else matmul(self.adjoint(z).T, u)
 
 
 def draw_gaussian_rows(key: jax.Array, m: int, shape: tuple[int, int], symmetric: bool, dtype: Any) -> jax.Array:

@@ -254,8 +254,9 @@ class GaussNewton:
         )
         level, _ = self._edge(problem, new)
         values = jnp.sum(answer.left * answer.left, axis=0)
-        grow = jnp.sqrt(jnp.maximum(1, FLOOR * level / jnp.maximum(values, tiny)))
-        grow = jnp.where(values > tiny, grow, 1)[None, :]
+        present = values > tiny
+        grow = jnp.sqrt(jnp.maximum(1, FLOOR * level / jnp.where(present, values, 1)))
+        grow = jnp.where(present, grow, 1)[None, :]
         new = dataclasses.replace(new, point=Factors(answer.left * grow, answer.right * grow))
         before, after = state.info["clean_residual"], new.info["clean_residual"]
         # Down there surplus columns are still at the edge: rounding level is a little higher.

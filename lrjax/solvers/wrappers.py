@@ -151,7 +151,7 @@ class Restarted:
         def one(inner: Any, code: jax.Array, k: jax.Array) -> tuple[Any, jax.Array]:
             carry = (inner, code, jnp.zeros_like(code))
             step = lambda s, step_key: self.solver.step(problem, s, step_key)
-            inner, code, _ = loop.advance(step, carry, k, jnp.int32(0), 1)
+            inner, code, _ = loop.once(loop.guarded(step, k), carry, jnp.int32(0))
             return inner, code
 
         codes, _ = state.extra
