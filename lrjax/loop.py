@@ -66,7 +66,7 @@ def blocks(run: Callable, row: Callable, carry: tuple, num_steps: int, record_ev
     a `while_loop` has not in reverse, are those of a scan of guarded steps.
     """
     firsts = np.arange(0, num_steps, record_every, dtype=np.int32)
-    run, run_consts = _hoisted(run, carry, firsts[0])
+    run, run_consts = _hoisted(run, carry, jnp.int32(0))
     row, row_consts = _hoisted(row, carry)
 
     def by(advance: Callable, carry: tuple, run_consts: list, row_consts: list) -> tuple:
@@ -74,7 +74,7 @@ def blocks(run: Callable, row: Callable, carry: tuple, num_steps: int, record_ev
             carry = advance(lambda c, i: run(run_consts, c, i), carry, first, record_every)
             return carry, row(row_consts, carry)
 
-        return jax.lax.scan(block, carry, firsts)
+        return jax.lax.scan(block, carry, jnp.asarray(firsts))
 
     @jax.custom_jvp
     def solve(*args: Any) -> tuple:
