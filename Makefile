@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMPS := $(VENV)/.lrjax
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint docs bench clean
+.PHONY: help demo test test-slow lint docs papers bench clean
 
 help:
 	@echo "make demo       install, then complete a real table and draw the result"
 	@echo "make test       the tests; make test-slow for those that take minutes"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the documentation, into docs/_build/html"
+	@echo "make papers     every claim of every paper again (an hour); make papers PAPERS=--quick for a smaller run"
 	@echo "make bench      the benchmarks beside the peers (hours); make bench BENCH=--quick to try them"
 	@echo "make clean      remove the virtual environment and everything built"
 
@@ -36,6 +37,9 @@ lint: $(STAMPS)/test
 docs: $(STAMPS)/docs
 	$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+papers: $(STAMPS)/test
+	$(BIN)/python -m papers run --all $(PAPERS)
 
 bench: $(STAMPS)/bench
 	$(BIN)/python -m benchmarks $(BENCH)

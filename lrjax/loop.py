@@ -26,12 +26,15 @@ def start(state: Any) -> tuple[Any, jax.Array, jax.Array]:
 
 
 def guarded(step: Callable, key: jax.Array) -> Callable:
-    """`step` as `run(carry, index)`; a step whose result is not finite is not taken: the lane keeps its last state."""
+    """`step` as `run(carry, index)`; a step whose result is not finite is not taken: the lane keeps its last state.
+
+    Iterate and scalars are looked at: what else a state holds shows in them, at the latest one step on.
+    """
 
     def run(carry: tuple, index: jax.Array) -> tuple:
         state, _, taken = carry
         new, code = step(state, jax.random.fold_in(key, index))
-        ok = tree_isfinite(new, known=state)
+        ok = tree_isfinite((new.factors, new.info), known=state)
         code = jnp.where(ok, code, status.NONFINITE).astype(taken.dtype)
         return tree_where(ok, new, state), code, taken + ok.astype(taken.dtype)
 

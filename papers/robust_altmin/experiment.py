@@ -481,7 +481,7 @@ def draw_contraction(data: dict):
 
 
 def draw_entries(data: dict):
-    figure, ax = subplots(1, 5)
+    figure, ax = subplots(1, 6.5)
     trials = data["trials"]
     for n, lines, style in zip(data["sizes"], data["success"], ("--", "-")[-len(data["sizes"]) :], strict=True):
         for k, shares, colour in zip(data["ranks"], lines, ("C0", "C1", "C2"), strict=True):
@@ -490,7 +490,7 @@ def draw_entries(data: dict):
             ax.fill_between(data["ratios"], *bounds, color=colour, alpha=0.08, lw=0)
     ax.set(xscale="log", xlabel=r"$|\Omega|\,/\,(n\,k\,\log n)$", ylabel="share of draws recovered", ylim=(-0.03, 1.03))
     ticks(ax.xaxis, data["ratios"])
-    ax.legend(fontsize=8, loc="upper left")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
