@@ -19,6 +19,8 @@ from lrjax._checks import check_count, check_key
 _AXIS = "trial"
 # A batch whose working set exceeds the cache of a core streams every trial through memory at each step.
 _CACHE_BYTES = 2**20
+# With something shared, products with it are products of matrices, and long ones are worth the next cache.
+_SHARED_CACHE_BYTES = 2**22
 # Batches below this gain less from longer vectors than they lose by running every branch.
 _LEAST_BATCH = 4
 _MOST_BATCH = 4096
@@ -290,7 +292,7 @@ class _Job:
         bytes_each = max(1, _largest(two.jaxpr) - _largest(closed.jaxpr))
         device = self.mesh.devices.flat[0]
         if device.platform == "cpu":
-            batch = _CACHE_BYTES // bytes_each
+            batch = (_CACHE_BYTES if self.inputs[3] is None else _SHARED_CACHE_BYTES) // bytes_each
             return 1 if batch < _LEAST_BATCH else min(int(batch), _MOST_BATCH)
         limit = (device.memory_stats() or {}).get("bytes_limit", 2**33)
         return max(1, min(int(_MEMORY_SHARE * limit / bytes_each), 2**16))
