@@ -1,9 +1,29 @@
-"""Placement on eight devices: results and shardings are kept. In a process of its own, because devices are faked."""
+"""Placement on eight devices and on two processes: results, shardings, and what is sent from device to device.
+
+In processes of their own, because devices are faked.
+"""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+COUNT = r"""
+import math
+import re
+
+def sent(compiled, scope=""):
+    "Kind and bytes of every collective operation whose name holds `scope`; one in a loop is listed once."
+    found = []
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    for line in compiled.as_text().splitlines():
+        if (match := re.search(rf"= (.*) ({kinds})(-start)?\(", line)) and scope in line:
+            arrays = re.findall(r"([a-z]+)(\d*)\[([\d,]*)\]", re.sub(r"/\*.*?\*/", "", match[1]))
+            size = sum(max(int(b or 8) // 8, 1) * math.prod(int(n) for n in d.split(",") if n) for _, b, d in arrays)
+            found.append((match[2], size))
+    return sorted(found)
+"""
 
 SCRIPT = """
 import jax
@@ -70,6 +90,13 @@ for one in (solver, lr.AlternatingMinimization(max_rank=1, inner="cg", inner_ste
     alone, shared = run(problem), run(split)
     np.testing.assert_allclose(shared.factors.dense(), alone.factors.dense(), atol=1e-5)
     np.testing.assert_allclose(shared.trace["residual"], alone.trace["residual"], rtol=1e-4, atol=1e-5)
+# One sum over the devices for a gradient. The two products of the adjoint with a factor share it, but not its bytes:
+# XLA sends the same numbers twice.
+gradient = jax.jit(lambda p, f: p.gradient(f)).lower(split, truth).compile()
+assert sent(gradient) == [("all-reduce", 2 * 4 * 6 * 4)], sent(gradient)
+step = sent(jax.jit(lambda p: lr.solve(p, solver, key, num_steps=10)).lower(split).compile(), "/while/body")
+assert [kind for kind, size in step if size > 20] == ["all-reduce"], step
+assert len(step) <= 4, step
 print("measurements")
 
 # Listed entries over the devices: every block of rows is split, the factors are whole everywhere.
@@ -88,15 +115,112 @@ np.testing.assert_allclose(split.factors.dense(), alone.factors.dense(), atol=1e
 assert not np.any(split.factors.left[7])
 product = lambda op: op.adjoint_matmul(y, alone.factors.right)
 np.testing.assert_allclose(product(shared), product(entries), atol=1e-4)
+# Warm starts of the sketched rows, and the reordered layout of Gauss-Newton, go the way back from row order.
+for one in (lr.AlternatingMinimization(max_rank=2, inner="sketched"), lr.GaussNewton(max_rank=2)):
+    run = lambda op: lr.solve(lr.Problem(op, y), one, key, num_steps=4)
+    np.testing.assert_allclose(run(shared).factors.dense(), run(entries).factors.dense(), atol=1e-3)
 print("entries")
+
+# What the page on sharding says that a sweep sends and a device holds.
+n1, n2, k, m = 4000, 3000, 8, 120_000
+flat = rng.choice(n1 * n2, m, replace=False)
+values = rng.standard_normal(m).astype(np.float32)
+entries, y = lr.operators.SampledEntries.build(flat // n2, flat % n2, values, (n1, n2), block_entries=2048)
+problem = lr.Problem(entries.shard(jax.make_mesh((8,), ("rows",)), "rows"), y)
+sweeps = jax.jit(lambda p: lr.solve(p, lr.AlternatingMinimization(max_rank=k), key, num_steps=5))
+compiled = sweeps.lower(problem).compile()
+sweep = sent(compiled, "/while/body")
+assert [kind for kind, _ in sweep] == ["all-gather", "all-gather", "all-reduce"], sweep
+(_, right), (_, left), (_, scalar) = sweep
+assert 1 <= left / (4 * n1 * k) < 1.05, left
+assert 1 <= right / (4 * n2 * k) < 1.05, right
+assert scalar == 4
+# The program is not given what it does not read: rows, columns and counts stay where they are.
+arguments = 4 * m + 16 * 1.05 * m / 8 + 4 * (n1 + n2)
+assert 0.95 < compiled.memory_analysis().argument_size_in_bytes / arguments < 1.1, arguments
+print("model")
 """
 
 
-def test_on_eight_devices():
+def environment():
     # XLA gives its thread pool one thread a core: with eight devices on few cores, LAPACK calls starve it.
     env = os.environ | {"PJRT_NPROC": "16", "NPROC": "16", "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
     root = str(Path(__file__).parents[1])
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240, env=env)
+    return env | {"PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))}
+
+
+def test_on_eight_devices():
+    command = [sys.executable, "-c", COUNT + SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.split() == ["trials", "shard_map", "measurements", "entries"]
+    assert done.stdout.split() == ["trials", "shard_map", "measurements", "entries", "model"]
+
+
+TWO = """
+import sys
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import lrjax as lr
+
+assert jax.process_count() == 2 and jax.device_count() == 4 and len(jax.local_devices()) == 2
+mesh = jax.make_mesh((4,), ("all",), axis_types=(AxisType.Auto,))
+key = jax.random.key(0)
+
+
+def close(shared, alone, **tolerances):
+    assert len(shared.factors.left.sharding.device_set) == 4
+    np.testing.assert_allclose(shared.factors.dense(), alone.factors.dense(), **tolerances)
+    np.testing.assert_allclose(shared.trace["residual"], alone.trace["residual"], rtol=1e-3, atol=1e-6)
+    assert int(shared.status) == int(alone.status)
+    shared.check()
+
+
+def over(leaf, spec):
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), host.__getitem__)
+
+
+# Measurements over the processes. Neither holds all of them, so the values cannot be looked at at the door.
+problem, _ = lr.synthetic.matrix_sensing(key, shape=(6, 4), rank=1, num_measurements=64)
+problem = lr.Problem(problem.operator, problem.y, 1 + problem.y**2)
+split = jax.tree.map(lambda leaf: over(leaf, P("all")), problem)
+assert not split.y.is_fully_addressable
+run = lambda p: lr.solve(p, lr.ScaledGradientDescent(max_rank=1), key, num_steps=20)
+close(run(split), run(problem), atol=1e-5)
+
+# Listed entries: each process reads the same list and puts the rows of its own devices on them.
+rng = np.random.default_rng(0)
+rows, cols = np.nonzero(rng.random((40, 30)) < 0.5)
+dense = (rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))).astype(np.float32)
+entries, y = lr.operators.SampledEntries.build(rows, cols, dense[rows, cols], (40, 30), block_entries=64)
+shared = entries.shard(mesh, "all")
+assert not shared.by_row.buckets[0].index.is_fully_addressable
+run = lambda op: lr.solve(lr.Problem(op, y), lr.AlternatingMinimization(max_rank=2), key, num_steps=5)
+close(run(shared), run(entries), atol=1e-4)
+print("same")
+"""
+
+
+def test_two_processes_solve_one_problem():
+    """Over loopback, two devices each: both get the answer of one process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    commands = [[sys.executable, "-c", TWO, f"127.0.0.1:{port}", str(i)] for i in range(2)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    running = [subprocess.Popen(command, **pipes) for command in commands]
+    try:
+        for process in running:
+            out, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, out + errors[-4000:]
+            # Gloo, which carries the sums between processes, prints its greetings first.
+            assert out.split()[-1] == "same"
+    finally:
+        for process in running:
+            process.kill()

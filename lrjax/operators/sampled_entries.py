@@ -19,6 +19,7 @@ from lrjax.operators.layout import (
     build_layout,
     counting_sort,
     in_buckets,
+    in_row_order,
     map_rows,
     pad_one,
 )
@@ -147,32 +148,41 @@ class SampledEntries(Operator):
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, axis))
         count, m = mesh.shape[axis], self.num_measurements
 
+        def put(array: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
+            # Each process fills the devices of its own, on a mesh over many.
+            host = np.asarray(array)
+            return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
         def divide(layout: Layout, num_other: int) -> Layout:
-            """Every device gets one block where one device had one: `count` old blocks make a new one."""
-            buckets, place, old, new = [], np.asarray(layout.place), 0, 0
-            moved = np.empty_like(place)
-            for bucket in layout.buckets:
-                blocks, rows, length = bucket.index.shape
-                padding = ((0, -blocks % count), (0, 0), (0, 0))
-                shape = (-(-blocks // count), count * rows, length)
-                index = np.pad(np.asarray(bucket.index), padding, constant_values=num_other).reshape(shape)
-                position = np.pad(np.asarray(bucket.position), padding, constant_values=m).reshape(shape)
-                buckets.append(Bucket(index=jax.device_put(index, split), position=jax.device_put(position, split)))
-                here = (place >= old) & (place < old + blocks * rows)
-                moved[here] = place[here] - old + new
-                old, new = old + blocks * rows, new + shape[0] * shape[1]
-            # Rows without entries keep pointing behind the last bucket.
-            moved[place >= old] = new
+            """As many rows of every block on each device as one device had before, or fewer."""
+            sizes = [bucket.index.shape for bucket in layout.buckets]
+            blocks = [-(-b // count) for b, _, _ in sizes]
+            each = [-(-b * r // (new * count)) for (b, r, _), new in zip(sizes, blocks, strict=True)]
+            held = sum(new * rows for new, rows in zip(blocks, each, strict=True))
+            place = np.asarray(layout.place)
+            buckets, moved, old, first = [], np.full_like(place, count * held), 0, 0
+            for bucket, (b, r, length), new, rows in zip(layout.buckets, sizes, blocks, each, strict=True):
+                padding = ((0, new * count * rows - b * r), (0, 0))
+
+                def cut(x: jax.Array, fill: int, padding=padding, shape=(new, count * rows, length)) -> jax.Array:
+                    flat = np.asarray(x).reshape(-1, shape[2])
+                    return put(np.pad(flat, padding, constant_values=fill).reshape(shape), split)
+
+                buckets.append(Bucket(index=cut(bucket.index, num_other), position=cut(bucket.position, m)))
+                here = (place >= old) & (place < old + b * r)
+                block, within = np.divmod(place[here] - old, count * rows)
+                device, row = np.divmod(within, rows)
+                moved[here] = device * held + first + block * rows + row
+                old, first = old + b * r, first + new * rows
+            over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
             return Layout(
-                buckets=tuple(buckets),
-                place=jax.device_put(moved, everywhere),
-                count=jax.device_put(layout.count, everywhere),
+                buckets=tuple(buckets), place=put(moved, everywhere), count=put(layout.count, everywhere), over=over
             )
 
         n1, n2 = self.matrix_shape
         return SampledEntries(
-            rows=jax.device_put(self.rows, everywhere),
-            cols=jax.device_put(self.cols, everywhere),
+            rows=put(self.rows, everywhere),
+            cols=put(self.cols, everywhere),
             by_row=divide(self.by_row, n2),
             by_col=divide(self.by_col, n1),
             matrix_shape=self.matrix_shape,
@@ -266,7 +276,7 @@ def _merge(rows, cols, values, fresh, duplicates):
 def _weighted_sum(layout: Layout, z: jax.Array, other: jax.Array) -> jax.Array:
     z, other = pad_one(z), pad_one(other)
     block = lambda b: matmul(z[b.position][:, None], other[b.index])[:, 0]
-    return map_rows(layout, block)
+    return in_row_order(layout, map_rows(layout, block))
 
 
 def _arrange(layout, y, weights):
@@ -315,4 +325,5 @@ def _solve(layout, factor, data, row):
         return solution, jnp.sum(weights[0] * square if weights else square, axis=1)
 
     solution, square = map_rows(layout, block, data)
-    return row.finish(solution), jnp.sum(square)
+    # Padding has no misfit, so the sum needs no row order.
+    return row.finish(in_row_order(layout, solution)), jnp.sum(square)
