@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_real, check_shape
+from lrjax._checks import check_choice, check_count, check_real, check_shape
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.sketched_rows import solve_rows_sketched
@@ -135,13 +135,23 @@ class SampledEntries(Operator):
         A half step then solves the rows of a block on all devices at once and gathers the factor afterwards. Two host
         devices (`jax.config.update("jax_num_cpu_devices", 2)` before anything else) use both cores of a small machine.
 
+        Any number of rows goes over any number of devices: what does not divide evenly is padded with empty rows.
+
         Args:
-            mesh: devices; factors and measurements stay replicated over it.
-            axis: its axis.
+            mesh: devices, also those of other processes; factors and measurements stay replicated over it.
+            axis: its axis; over the others everything is replicated.
 
         Returns:
             A new operator. `y` keeps its order.
+
+        Raises:
+            ValueError: `mesh` is no mesh of devices or lacks the axis, or the operator is split already.
         """
+        if not isinstance(mesh, jax.sharding.Mesh):
+            raise ValueError(f"mesh must be a jax.sharding.Mesh; got {type(mesh).__name__}")
+        check_choice("axis", axis, mesh.axis_names)
+        if self.by_row.over is not None:
+            raise ValueError("mesh was chosen before: these entries are split already; shard what `build` returned")
         # Automatic axes: the compiler places what follows, whatever kind of mesh the caller has.
         mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -155,25 +165,28 @@ class SampledEntries(Operator):
 
         def divide(layout: Layout, num_other: int) -> Layout:
             """As many rows of every block on each device as one device had before, or fewer."""
-            sizes = [bucket.index.shape for bucket in layout.buckets]
-            blocks = [-(-b // count) for b, _, _ in sizes]
-            each = [-(-b * r // (new * count)) for (b, r, _), new in zip(sizes, blocks, strict=True)]
+            sizes, place = [bucket.index.shape for bucket in layout.buckets], np.asarray(layout.place)
+            starts = np.cumsum([0, *(b * r for b, r, _ in sizes)])
+            # A bucket is filled from the front, so that its padding can be left out and begun anew.
+            used = np.diff(np.searchsorted(np.sort(place), starts)).tolist()
+            blocks = [-(-n // (r * count)) for n, (_, r, _) in zip(used, sizes, strict=True)]
+            each = [-(-n // (new * count)) for n, new in zip(used, blocks, strict=True)]
             held = sum(new * rows for new, rows in zip(blocks, each, strict=True))
-            place = np.asarray(layout.place)
-            buckets, moved, old, first = [], np.full_like(place, count * held), 0, 0
-            for bucket, (b, r, length), new, rows in zip(layout.buckets, sizes, blocks, each, strict=True):
-                padding = ((0, new * count * rows - b * r), (0, 0))
+            buckets, moved, first = [], np.full_like(place, count * held), 0
+            for bucket, start, n, new, rows in zip(layout.buckets, starts[:-1], used, blocks, each, strict=True):
+                shape = (new, count * rows, bucket.index.shape[2])
 
-                def cut(x: jax.Array, fill: int, padding=padding, shape=(new, count * rows, length)) -> jax.Array:
-                    flat = np.asarray(x).reshape(-1, shape[2])
-                    return put(np.pad(flat, padding, constant_values=fill).reshape(shape), split)
+                def cut(x: jax.Array, fill: int, n=n, shape=shape) -> jax.Array:
+                    flat = np.full((shape[0] * shape[1], shape[2]), fill, np.int32)
+                    flat[:n] = np.asarray(x).reshape(-1, shape[2])[:n]
+                    return put(flat.reshape(shape), split)
 
                 buckets.append(Bucket(index=cut(bucket.index, num_other), position=cut(bucket.position, m)))
-                here = (place >= old) & (place < old + b * r)
-                block, within = np.divmod(place[here] - old, count * rows)
+                here = (place >= start) & (place < start + n)
+                block, within = np.divmod(place[here] - start, count * rows)
                 device, row = np.divmod(within, rows)
                 moved[here] = device * held + first + block * rows + row
-                old, first = old + b * r, first + new * rows
+                first += new * rows
             over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
             return Layout(
                 buckets=tuple(buckets), place=put(moved, everywhere), count=put(layout.count, everywhere), over=over
