@@ -178,6 +178,7 @@ print("entries")
 
 # What the page on sharding says that a sweep sends and a device holds.
 n1, n2, k, m = 4000, 3000, 8, 120_000
+rng = np.random.default_rng(0)
 flat = rng.choice(n1 * n2, m, replace=False)
 values = rng.standard_normal(m).astype(np.float32)
 entries, y = lr.operators.SampledEntries.build(flat // n2, flat % n2, values, (n1, n2), block_entries=2048)
