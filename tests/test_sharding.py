@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 COUNT = r"""
 import math
@@ -27,7 +28,7 @@ def sent(compiled, scope=""):
     return sorted(found)
 """
 
-SCRIPT = """
+SETUP = """
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -46,6 +47,11 @@ assert jax.device_count() == 8
 key = jax.random.key(0)
 problem, truth = lr.synthetic.matrix_sensing(key, shape=(6, 4), rank=1, num_measurements=64)
 solver = lr.GradientDescent(max_rank=1)
+mesh = Mesh(np.array(jax.devices()), ("all",))
+over = NamedSharding(mesh, P("all"))
+"""
+
+TRIALS = """
 keys = jax.random.split(jax.random.key(1), 16)
 
 
@@ -68,8 +74,7 @@ def same(solution):
 
 
 # Trials over the devices: every array of the result stays where its lane is.
-mesh = Mesh(np.array(jax.devices()), ("trial",))
-placed = jax.device_put(keys, NamedSharding(mesh, P("trial")))
+placed = jax.device_put(keys, over)
 solution = jax.jit(lanes)(problem, placed)
 same(solution)
 for leaf in jax.tree.leaves(solution):
@@ -79,16 +84,17 @@ print("trials")
 
 # The same by hand. Vmapped, the conditional of the loop becomes a select, which the replication check of JAX 0.10
 # refuses with mixed operands; lanes one after the other pass it.
-specs = dict(mesh=mesh, in_specs=(P(), P("trial")), out_specs=P("trial"))
+specs = dict(mesh=mesh, in_specs=(P(), P("all")), out_specs=P("all"))
 same(jax.jit(jax.shard_map(lanes, check_vma=False, **specs))(problem, placed))
 mapped = lambda problem, keys: jax.lax.map(lambda key: lane(problem, key), keys)
 same(jax.jit(jax.shard_map(mapped, **specs))(problem, placed))
 print("shard_map")
+"""
 
+DATA = """
 # Measurements over the devices: rows of the ensemble and y are split, the factors are whole everywhere.
-rows = NamedSharding(mesh, P("trial"))
-operator = dataclasses.replace(problem.operator, rows=jax.device_put(problem.operator.rows, rows))
-split = lr.Problem(operator, jax.device_put(problem.y, rows))
+operator = dataclasses.replace(problem.operator, rows=jax.device_put(problem.operator.rows, over))
+split = lr.Problem(operator, jax.device_put(problem.y, over))
 assert operator.rows.addressable_shards[0].data.shape[0] == 8
 for one in (solver, lr.AlternatingMinimization(max_rank=1, inner="cg", inner_steps=3)):
     run = lambda p: lr.solve(p, one, key, num_steps=10)
@@ -110,7 +116,7 @@ filled = lr.Problem(
     problem.y.at[60:].set(0),
     jnp.ones(64).at[60:].set(0),
 )
-filled = jax.tree.map(lambda leaf: jax.device_put(leaf, rows), filled)
+filled = jax.tree.map(lambda leaf: jax.device_put(leaf, over), filled)
 for wanted, found in zip(some.gradient(truth), filled.gradient(truth), strict=True):
     np.testing.assert_allclose(found, wanted, atol=1e-3)
 print("measurements")
@@ -209,11 +215,16 @@ def environment():
     return env | {"PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))}
 
 
-def test_on_eight_devices():
-    command = [sys.executable, "-c", COUNT + SCRIPT]
+@pytest.mark.parametrize(
+    ("script", "parts"),
+    [(TRIALS, ["trials", "shard_map"]), (DATA, ["measurements", "entries", "model"])],
+    ids=["trials", "data"],
+)
+def test_on_eight_devices(script, parts):
+    command = [sys.executable, "-c", COUNT + SETUP + script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.split() == ["trials", "shard_map", "measurements", "entries", "model"]
+    assert done.stdout.split() == parts
 
 
 TWO = """
