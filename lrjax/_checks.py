@@ -41,8 +41,15 @@ def check_finite(name: str, array: Any) -> None:
 
 
 def host_value(array: Any) -> np.ndarray | None:
-    """A concrete array as NumPy, or `None` for a traced one; inside jit even constants meet JAX only as tracers."""
-    return None if isinstance(array, Tracer) else np.asarray(array)
+    """A concrete array as NumPy, or `None` for one that cannot be looked at.
+
+    Those are traced ones (inside jit even constants meet JAX only as tracers) and those spread over processes.
+    """
+    if isinstance(array, Tracer):
+        return None
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        return None
+    return np.asarray(array)
 
 
 def check_key(key: Any) -> None:

@@ -223,5 +223,6 @@ def _side(layout, blocks, root, slots, other_slots, n):
     # Padding has position m on both sides: its slot is any padded one, or zero, and its block is zero.
     m = slots.shape[0] + other_slots.shape[0]
     slot_of_entry = jnp.zeros(m, jnp.int32).at[other_slots].set(arange(other_slots.shape[0]))
-    order = jnp.full(first + 1, n, jnp.int32).at[layout.place].set(arange(n))[:first]
-    return _Side(blocks=tuple(whitened), root=root, source=slot_of_entry[slots], place=layout.place, order=order)
+    place = layout.place_by_bucket()
+    order = jnp.full(first + 1, n, jnp.int32).at[place].set(arange(n))[:first]
+    return _Side(blocks=tuple(whitened), root=root, source=slot_of_entry[slots], place=place, order=order)

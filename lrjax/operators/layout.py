@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from lrjax._pytree import pytree
 
@@ -36,11 +37,31 @@ class Layout:
         buckets: padded rows.
         place: `(n,)` row -> place in the concatenated buckets; rows without entries point at an empty one.
         count: `(n,)` entries of each row.
+        over: how the rows of every block are split over devices, `None` for not at all. The concatenation then goes
+            device by device.
     """
 
     buckets: tuple[Bucket, ...]
     place: jax.Array
     count: jax.Array
+    over: jax.sharding.NamedSharding | None = jax.tree.static(default=None)
+
+    @property
+    def num_parts(self) -> int:
+        """Devices over which the rows of a block are split."""
+        return 1 if self.over is None else self.over.mesh.shape[self.over.spec[0]]
+
+    def place_by_bucket(self) -> jax.Array:
+        """`place` in the concatenation bucket by bucket, whether or not the blocks are split."""
+        if self.over is None:
+            return self.place
+        parts, first = [], 0
+        for bucket in self.buckets:
+            blocks, rows, _ = bucket.index.shape
+            numbers = jnp.arange(first, first + blocks * rows, dtype=jnp.int32).reshape(blocks, rows)
+            parts.append(_by_part(numbers, self.num_parts))
+            first += blocks * rows
+        return jnp.append(jnp.concatenate(parts, axis=1), jnp.int32(first))[self.place]
 
 
 def _bucket_lengths(counts: np.ndarray, overhead: float = 0.03) -> np.ndarray:
@@ -118,33 +139,56 @@ def pad_one(x: jax.Array) -> jax.Array:
 
 
 def map_rows(layout: Layout, block: Callable[..., Any], data: tuple[Any, ...] | None = None) -> Any:
-    """Applies `block` to every block of every bucket and returns its results in row order.
+    """Applies `block` to every block of every bucket; returns its results by device, `(num_parts, places, ...)`.
 
     `data` holds, for every bucket, arrays of the shape of its index; `block` then gets their block too.
 
     The buckets are chained by a data dependence: XLA on a CPU otherwise starts them side by side, each with all
     threads, and has been seen to hang.
     """
-    results, token = [], None
+    results, token, count = [], None, layout.num_parts
     for number, bucket in enumerate(layout.buckets):
         parts = (bucket,) if data is None else (bucket, data[number])
         if token is not None:
             parts, _ = jax.lax.optimization_barrier((parts, token))
         out = jax.lax.map(lambda part: block(*part), parts)
-        token = jax.tree.leaves(out)[0][(0,) * jax.tree.leaves(out)[0].ndim]
-        results.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out))
-    joined = jax.tree.map(lambda *parts: pad_one(jnp.concatenate(parts)), *results)
-    return jax.tree.map(lambda x: x[layout.place], joined)
+        first = jax.tree.leaves(out)[0]
+        # One number of each row: a single one would have to be sent from the device that holds it.
+        token = first[(0, slice(None)) + (0,) * (first.ndim - 2)]
+        results.append(jax.tree.map(lambda x: _by_part(x, count), out))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *results)
+
+
+def _by_part(x: jax.Array, count: int) -> jax.Array:
+    """`(blocks, count * rows, ...)` -> `(count, blocks * rows, ...)`: what each device holds, side by side."""
+    x = jnp.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
+    return x.reshape(count, -1, *x.shape[3:])
+
+
+def in_row_order(layout: Layout, x: jax.Array) -> jax.Array:
+    """One row for each row of the matrix, from what `map_rows` returned.
+
+    The only communication of a half step: every device gets what the others computed, once.
+    """
+    if layout.over is not None:
+        # The first constraint keeps the compiler from gathering bucket by bucket.
+        x = jax.lax.with_sharding_constraint(x, layout.over)
+        x = jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(layout.over.mesh, PartitionSpec()))
+    return pad_one(x.reshape(-1, *x.shape[2:]))[layout.place]
 
 
 def in_buckets(layout: Layout, x: jax.Array) -> tuple[jax.Array, ...]:
-    """One row of `x` for each row of the layout, `(blocks, rows, k)` for every bucket; the way back from `map_rows`."""
-    sizes = [bucket.index.shape[0] * bucket.index.shape[1] for bucket in layout.buckets]
+    """One row of `x` for each row of the layout, `(blocks, rows, k)` for every bucket; the way back from both."""
+    count = layout.num_parts
+    sizes = [bucket.index.shape[0] * bucket.index.shape[1] // count for bucket in layout.buckets]
     # Rows without entries share the place behind the last bucket.
-    placed = jnp.zeros((sum(sizes) + 1, *x.shape[1:]), x.dtype).at[layout.place].set(x)
+    placed = jnp.zeros((count * sum(sizes) + 1, *x.shape[1:]), x.dtype).at[layout.place].set(x)
+    placed = placed[:-1].reshape(count, sum(sizes), *x.shape[1:])
     parts, first = [], 0
     for bucket, size in zip(layout.buckets, sizes, strict=True):
-        parts.append(placed[first : first + size].reshape(*bucket.index.shape[:2], *x.shape[1:]))
+        blocks, rows, _ = bucket.index.shape
+        part = placed[:, first : first + size].reshape(count, blocks, rows // count, *x.shape[1:])
+        parts.append(jnp.moveaxis(part, 0, 1).reshape(blocks, rows, *x.shape[1:]))
         first += size
     return tuple(parts)
 

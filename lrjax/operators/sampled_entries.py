@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_real, check_shape
+from lrjax._checks import check_choice, check_count, check_real, check_shape
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.sketched_rows import solve_rows_sketched
@@ -19,6 +19,7 @@ from lrjax.operators.layout import (
     build_layout,
     counting_sort,
     in_buckets,
+    in_row_order,
     map_rows,
     pad_one,
 )
@@ -134,45 +135,67 @@ class SampledEntries(Operator):
         A half step then solves the rows of a block on all devices at once and gathers the factor afterwards. Two host
         devices (`jax.config.update("jax_num_cpu_devices", 2)` before anything else) use both cores of a small machine.
 
+        Any number of rows goes over any number of devices: what does not divide evenly is padded with empty rows.
+
         Args:
-            mesh: devices; factors and measurements stay replicated over it.
-            axis: its axis.
+            mesh: devices, also those of other processes; factors and measurements stay replicated over it.
+            axis: its axis; over the others everything is replicated.
 
         Returns:
             A new operator. `y` keeps its order.
+
+        Raises:
+            ValueError: `mesh` is no mesh of devices or lacks the axis, or the operator is split already.
         """
+        if not isinstance(mesh, jax.sharding.Mesh):
+            raise ValueError(f"mesh must be a jax.sharding.Mesh; got {type(mesh).__name__}")
+        check_choice("axis", axis, mesh.axis_names)
+        if self.by_row.over is not None:
+            raise ValueError("mesh was chosen before: these entries are split already; shard what `build` returned")
         # Automatic axes: the compiler places what follows, whatever kind of mesh the caller has.
         mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, axis))
         count, m = mesh.shape[axis], self.num_measurements
 
+        def put(array: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
+            # Each process fills the devices of its own, on a mesh over many.
+            host = np.asarray(array)
+            return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
         def divide(layout: Layout, num_other: int) -> Layout:
-            """Every device gets one block where one device had one: `count` old blocks make a new one."""
-            buckets, place, old, new = [], np.asarray(layout.place), 0, 0
-            moved = np.empty_like(place)
-            for bucket in layout.buckets:
-                blocks, rows, length = bucket.index.shape
-                padding = ((0, -blocks % count), (0, 0), (0, 0))
-                shape = (-(-blocks // count), count * rows, length)
-                index = np.pad(np.asarray(bucket.index), padding, constant_values=num_other).reshape(shape)
-                position = np.pad(np.asarray(bucket.position), padding, constant_values=m).reshape(shape)
-                buckets.append(Bucket(index=jax.device_put(index, split), position=jax.device_put(position, split)))
-                here = (place >= old) & (place < old + blocks * rows)
-                moved[here] = place[here] - old + new
-                old, new = old + blocks * rows, new + shape[0] * shape[1]
-            # Rows without entries keep pointing behind the last bucket.
-            moved[place >= old] = new
+            """As many rows of every block on each device as one device had before, or fewer."""
+            sizes, place = [bucket.index.shape for bucket in layout.buckets], np.asarray(layout.place)
+            starts = np.cumsum([0, *(b * r for b, r, _ in sizes)])
+            # A bucket is filled from the front, so that its padding can be left out and begun anew.
+            used = np.diff(np.searchsorted(np.sort(place), starts)).tolist()
+            blocks = [-(-n // (r * count)) for n, (_, r, _) in zip(used, sizes, strict=True)]
+            each = [-(-n // (new * count)) for n, new in zip(used, blocks, strict=True)]
+            held = sum(new * rows for new, rows in zip(blocks, each, strict=True))
+            buckets, moved, first = [], np.full_like(place, count * held), 0
+            for bucket, start, n, new, rows in zip(layout.buckets, starts[:-1], used, blocks, each, strict=True):
+                shape = (new, count * rows, bucket.index.shape[2])
+
+                def cut(x: jax.Array, fill: int, n=n, shape=shape) -> jax.Array:
+                    flat = np.full((shape[0] * shape[1], shape[2]), fill, np.int32)
+                    flat[:n] = np.asarray(x).reshape(-1, shape[2])[:n]
+                    return put(flat.reshape(shape), split)
+
+                buckets.append(Bucket(index=cut(bucket.index, num_other), position=cut(bucket.position, m)))
+                here = (place >= start) & (place < start + n)
+                block, within = np.divmod(place[here] - start, count * rows)
+                device, row = np.divmod(within, rows)
+                moved[here] = device * held + first + block * rows + row
+                first += new * rows
+            over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
             return Layout(
-                buckets=tuple(buckets),
-                place=jax.device_put(moved, everywhere),
-                count=jax.device_put(layout.count, everywhere),
+                buckets=tuple(buckets), place=put(moved, everywhere), count=put(layout.count, everywhere), over=over
             )
 
         n1, n2 = self.matrix_shape
         return SampledEntries(
-            rows=jax.device_put(self.rows, everywhere),
-            cols=jax.device_put(self.cols, everywhere),
+            rows=put(self.rows, everywhere),
+            cols=put(self.cols, everywhere),
             by_row=divide(self.by_row, n2),
             by_col=divide(self.by_col, n1),
             matrix_shape=self.matrix_shape,
@@ -266,7 +289,7 @@ def _merge(rows, cols, values, fresh, duplicates):
 def _weighted_sum(layout: Layout, z: jax.Array, other: jax.Array) -> jax.Array:
     z, other = pad_one(z), pad_one(other)
     block = lambda b: matmul(z[b.position][:, None], other[b.index])[:, 0]
-    return map_rows(layout, block)
+    return in_row_order(layout, map_rows(layout, block))
 
 
 def _arrange(layout, y, weights):
@@ -315,4 +338,5 @@ def _solve(layout, factor, data, row):
         return solution, jnp.sum(weights[0] * square if weights else square, axis=1)
 
     solution, square = map_rows(layout, block, data)
-    return row.finish(solution), jnp.sum(square)
+    # Padding has no misfit, so the sum needs no row order.
+    return row.finish(in_row_order(layout, solution)), jnp.sum(square)
