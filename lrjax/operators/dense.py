@@ -1,5 +1,6 @@
 """Ensembles of explicit measurement matrices."""
 
+import functools
 import math
 from typing import Any
 
@@ -16,22 +17,30 @@ from lrjax.operators.base import Operator
 MAX_BYTES = 8 * 2**30
 
 
+@functools.cache
+def _triangle(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of the upper triangle in a flat matrix, their weights in an inner product, and the way back.
+
+    NumPy's indices are constants; JAX's would be found again at every step.
+    """
+    rows, cols = np.triu_indices(n)
+    place = np.zeros((n, n), np.int32)
+    place[rows, cols] = place[cols, rows] = np.arange(len(rows), dtype=np.int32)
+    return (rows * n + cols).astype(np.int32), np.where(rows == cols, 0.5, 1.0), place
+
+
 def pack_symmetric(x: jax.Array) -> jax.Array:
     """`p` with `<A, x> = packed_rows(A) @ p` for symmetric `A`: the upper triangle of `x + x.T`, diagonal of `x`."""
-    n = x.shape[0]
-    # NumPy's indices are constants; JAX's would be found again at every step.
-    rows, cols = np.triu_indices(n)
-    both = x + x.T
-    return jnp.asarray(np.where(rows == cols, 0.5, 1.0), x.dtype) * both[rows, cols]
+    upper, weights, _ = _triangle(x.shape[0])
+    packed = jnp.asarray(weights, x.dtype) * (x + x.T).reshape(-1)[upper]
+    # XLA gathers batches the wrong way round, and would carry that into the product that follows.
+    return jax.lax.optimization_barrier(packed)
 
 
 def unpack_symmetric(p: jax.Array, n: int) -> jax.Array:
     """The symmetric matrix whose upper triangle is `p`; the adjoint of `pack_symmetric` on symmetric matrices."""
-    rows, cols = np.triu_indices(n)
-    place = np.zeros((n, n), np.int32)
-    place[rows, cols] = place[cols, rows] = np.arange(len(rows), dtype=np.int32)
     # A gather: XLA writes a scatter one element at a time on a CPU.
-    return p[place]
+    return p[_triangle(n)[2]]
 
 
 @pytree
@@ -145,8 +154,7 @@ class DenseEnsemble(Operator):
         return matmul(self.adjoint(z), v)
 
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
-        # Symmetric ensembles: the very product of `adjoint_matmul`, which the compiler then computes once.
-        return self.adjoint_matmul(z, u) if self.symmetric else matmul(self.adjoint(z).T, u)
+        return matmul(self.adjoint(z).T, u)
 
 
 def draw_gaussian_rows(key: jax.Array, m: int, shape: tuple[int, int], symmetric: bool, dtype: Any) -> jax.Array:

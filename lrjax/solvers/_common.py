@@ -67,7 +67,10 @@ def describe_square(problem: Problem, square: jax.Array) -> dict[str, jax.Array]
 
 def symmetric_product(problem: Problem, z: jax.Array, u: jax.Array) -> jax.Array:
     """`(A*(z) + A*(z)^T) u`."""
-    return problem.operator.adjoint_matmul(z, u) + problem.operator.adjoint_rmatmul(z, u)
+    operator = problem.operator
+    if getattr(operator, "symmetric", False):
+        return 2 * operator.adjoint_matmul(z, u)
+    return operator.adjoint_matmul(z, u) + operator.adjoint_rmatmul(z, u)
 
 
 def precondition(gradient: jax.Array, other: jax.Array, damping: jax.Array, mask: jax.Array | None) -> jax.Array:
