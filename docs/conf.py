@@ -1,7 +1,12 @@
 """Sphinx configuration. `make docs` builds the pages with warnings as errors and runs the examples."""
 
 import importlib.metadata
+import os
 from pathlib import Path
+
+# The gallery runs in this process: threads enough for batched LAPACK calls that wait for each other.
+os.environ.setdefault("PJRT_NPROC", "16")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 project = "lrjax"
 author = "the lrjax authors"

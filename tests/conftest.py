@@ -7,6 +7,8 @@ import pytest
 
 # Small LAPACK calls inside a loop spend their time in OpenBLAS's spinning threads otherwise.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Batched LAPACK calls that run at the same time can wait for each other's threads for ever where there are only two.
+os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

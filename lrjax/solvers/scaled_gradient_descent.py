@@ -104,10 +104,9 @@ class ScaledGradientDescent:
             return self.damping * norm
         return self.damping * state.extra.size if self.damping_rule == "fixed" else jnp.zeros_like(state.extra.size)
 
-    def _precondition(self, gradient: jax.Array, other: jax.Array, damping: jax.Array) -> jax.Array:
-        return _common.precondition(
-            gradient, other, damping, initial.column_mask(self.max_rank, self.rank, other.dtype)
-        )
+    def _precondition(self, gradient: jax.Array, other: jax.Array, damping: jax.Array, after=None) -> jax.Array:
+        mask = initial.column_mask(self.max_rank, self.rank, other.dtype)
+        return _common.precondition(gradient, other, damping, mask, after=after)
 
     def step(self, problem: Problem, state: FirstOrderState, key: jax.Array) -> tuple[FirstOrderState, jax.Array]:
         """One preconditioned step."""
@@ -119,10 +118,10 @@ class ScaledGradientDescent:
             left = self._precondition(gradient, factors.left, damping)
             direction = Factors(left, left)
         else:
-            direction = Factors(
-                self._precondition(problem.operator.adjoint_matmul(z, factors.right), factors.right, damping),
-                self._precondition(problem.operator.adjoint_rmatmul(z, factors.left), factors.left, damping),
-            )
+            to_left = problem.operator.adjoint_matmul(z, factors.right)
+            to_right = problem.operator.adjoint_rmatmul(z, factors.left)
+            left = self._precondition(to_left, factors.right, damping)
+            direction = Factors(left, self._precondition(to_right, factors.left, damping, after=left))
         size = self._size(problem, state, direction)
         new = Factors(factors.left - size * direction.left, factors.right - size * direction.right)
         new_state = self._at(problem, new, state.extra)

@@ -124,7 +124,7 @@ class ScaledSubgradient:
             to_left = problem.operator.adjoint_matmul(z, factors.right)
             to_right = problem.operator.adjoint_rmatmul(z, factors.left)
             left = _common.precondition(to_left, factors.right, damping, mask)
-            right = _common.precondition(to_right, factors.left, damping, mask)
+            right = _common.precondition(to_right, factors.left, damping, mask, after=left)
         size = self._rule(problem).size(
             step_sizes.Observation(
                 step=extra.step,
