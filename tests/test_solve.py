@@ -49,6 +49,16 @@ def test_derivatives_of_batches():
     np.testing.assert_allclose(a @ second(b), b @ second(a), rtol=1e-3)
 
 
+def test_a_shared_start_in_shard_map():
+    """Measurements that vary over devices, from a start that does not: types follow the data."""
+    problem, truth = small()
+    run = lambda y: lr.solve(lr.Problem(problem.operator, y), GD, KEY, num_steps=3, init=truth).factors.dense()
+    mesh, spec = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("trial",)), jax.sharding.PartitionSpec("trial")
+    ys = jnp.stack([problem.y, 2 * problem.y])
+    split = jax.jit(jax.shard_map(jax.vmap(run), mesh=mesh, in_specs=spec, out_specs=spec))(ys)
+    np.testing.assert_allclose(split, jax.vmap(run)(ys), rtol=1e-5, atol=1e-6)
+
+
 # --- traces ----------------------------------------------------------------------------------------------------------
 
 
