@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lrjax import _labelled
@@ -88,7 +89,7 @@ def settings(plan: Plan, key: jax.Array, shared: Any, paired: bool, batch_size: 
     leaves, tree = jax.tree.flatten(shared)
     digest = hashlib.sha256(str(tree).encode())
     for leaf in leaves:
-        typed = jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float64), jax.dtypes.prng_key)
+        typed = jnp.issubdtype(getattr(leaf, "dtype", np.float64), jax.dtypes.prng_key)
         leaf = np.asarray(jax.random.key_data(leaf) if typed else leaf)
         digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
     return {

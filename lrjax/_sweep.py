@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from tqdm import tqdm
 
 from lrjax import _grids as grids
@@ -110,9 +111,7 @@ def sweep(
     begun = time.monotonic()
     check_key(key)
     # Under jit even a constant is traced.
-    if any(
-        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, grid, num_trials, shared, jnp.zeros(())))
-    ):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((key, grid, num_trials, shared, jnp.zeros(())))):
         raise ValueError("sweep cannot be traced: it runs on the host. Call it outside of jit, vmap and grad")
     plan = grids.Plan(grids.axes(grid, static), tuple(static), check_count("num_trials", num_trials))
     if plan.num_lanes >= 2**31:
@@ -245,7 +244,7 @@ class _Job:
         """The table, the seconds of tracing and compiling (`None` if nothing was left to run) and the batch size."""
         begun, one = time.monotonic(), jax.ShapeDtypeStruct((), jnp.int32)
         closed, outputs = jax.make_jaxpr(self.lane, return_shape=True)(one, *self.inputs)
-        if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
+        if any(isinstance(const, Tracer) for const in closed.consts):
             raise ValueError("trial closes over a traced value; call sweep outside of jit, vmap and grad")
         if like is not None:
             before = {name: values.shape[1:] for name, values in like.items()}

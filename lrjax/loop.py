@@ -79,7 +79,7 @@ def blocks(run: Callable, row: Callable, carry: tuple, num_steps: int, record_ev
             carry = advance(run_consts, carry, first)
             return carry, row(row_consts, carry)
 
-        return jax.lax.scan(block, carry, firsts)
+        return jax.lax.scan(block, carry, jnp.asarray(firsts))
 
     @jax.custom_jvp
     def solve(*args: Any) -> tuple:
@@ -92,7 +92,7 @@ def blocks(run: Callable, row: Callable, carry: tuple, num_steps: int, record_ev
         slopes = jax.tree.leaves(tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
         moves = [not isinstance(slope, SymbolicZero) for slope in slopes]
         const_moves = tree.unflatten(moves)[1]
-        steps = lambda consts, *where: _advance_scan(run, consts, const_moves, *where, record_every)
+        steps = lambda consts, carry, first: _advance_scan(run, consts, const_moves, carry, first, record_every)
 
         def moved(*given: jax.Array) -> tuple:
             left = iter(given)

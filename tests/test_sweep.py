@@ -190,7 +190,7 @@ def test_traced_values_are_refused():
 
 def test_labels_keep_their_type():
     trial = lambda key, size: {"x": 0.0 if size is None else float(size)}
-    for sizes in (np.array([5, 6]), [np.int64(5), 6], [None, 6]):
+    for sizes in (np.array([5, 6]), [np.int64(6), 5], [None, 6]):
         table = run(trial, {"size": sizes}, 2, static=("size",))
         assert table["x"].sel(size=6).values.tolist() == [6, 6]
 
