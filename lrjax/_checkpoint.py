@@ -10,8 +10,6 @@ import os
 import time
 import uuid
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,10 @@ class Checkpoint:
         self.path, self.plan = Path(path), json.loads(json.dumps(plan))
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"checkpoint {str(path)!r} is a file; expected a directory, new or of the same sweep")
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(error.errno, f"could not make the checkpoint {str(path)!r} ({error.strerror})") from error
         there = self.path / PLAN
         if there.exists():
             self._compare(read_plan(self.path))
@@ -45,7 +46,8 @@ class Checkpoint:
 
     def _compare(self, old: dict) -> None:
         for name in self.plan | old:
-            if self.plan.get(name) != old.get(name):
+            # As text: NaN does not equal itself.
+            if json.dumps(self.plan.get(name)) != json.dumps(old.get(name)):
                 raise ValueError(
                     f"checkpoint {str(self.path)!r} holds another sweep: {name} was {old.get(name)!r} there and is "
                     f"{self.plan.get(name)!r} now; give another checkpoint, or remove that directory to start again"
@@ -76,6 +78,7 @@ class Checkpoint:
         for (combo, fingerprint, sizes), waiting in list(self._waiting.items()):
             meta = {"fingerprint": fingerprint, "sizes": json.loads(sizes), "chunks": [chunk for chunk, _ in waiting],
                     "lengths": [len(next(iter(arrays.values()))) for _, arrays in waiting]}  # fmt: skip
+            meta["names"] = sorted(waiting[0][1])
             values = {f"value_{name}": np.concatenate([a[name] for _, a in waiting]) for name in waiting[0][1]}
             target = self.path / f"part-{combo:05d}-{uuid.uuid4().hex}.npz"
             self._write(target, lambda file, m=meta, v=values: np.savez(file, meta=np.array(json.dumps(m)), **v))
@@ -106,8 +109,11 @@ def read_plan(path: str | Path) -> dict:
     if not there.is_file():
         raise ValueError(f"{str(path)!r} is no checkpoint of a sweep: it has no {PLAN}")
     try:
-        return json.loads(there.read_text())
-    except json.JSONDecodeError as error:
+        plan = json.loads(there.read_text())
+        if not isinstance(plan, dict) or "grid" not in plan:
+            raise ValueError("it is no plan of a sweep")
+        return plan
+    except ValueError as error:
         raise ValueError(f"{there} is not readable ({error}); remove the directory to start again") from error
 
 
@@ -119,7 +125,9 @@ def read_parts(path: str | Path, combo: int) -> list[tuple[dict, dict[int, dict[
             with file.open("rb") as stream, np.load(stream) as data:
                 meta = json.loads(str(data["meta"]))
                 values = {name.removeprefix("value_"): data[name] for name in data.files if name != "meta"}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            if sorted(values) != meta["names"]:
+                raise ValueError("outputs are missing")
+        except Exception as error:  # zipfile and NumPy raise a dozen kinds, depending on which byte is wrong
             warnings.warn(f"{file} is damaged ({error}) and left out: its trials run again", stacklevel=2)
             continue
         ends = np.cumsum(meta["lengths"])

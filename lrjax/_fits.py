@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrjax._checks import check_choice, check_count
+from lrjax._checks import check_choice, check_range
 
 _RESAMPLES = 1000
 _LEAST_STEPS = 5
@@ -38,8 +38,8 @@ def fit_rate(
     """The rate of convergence of error curves, over a window that is chosen by rule.
 
     The window of a curve runs from the first step at which the error is below `start` times its first value to the
-    last before it comes within a factor of ten of `floor`, which is the smallest error of the curve, or rounding level
-    of the first value if that is more. A curve that is still falling thus loses its last decade, and one that has
+    last before it comes within a factor of ten of `floor`, which is the smallest finite error of the curve, or rounding
+    level of the first value if that is more. A curve that is still falling thus loses its last decade, and one that has
     stalled its plateau. Within it, a straight line is fitted to the log of the error by least squares, against `t`
     (linear) or `log t` (sublinear).
 
@@ -51,7 +51,8 @@ def fit_rate(
         floor: the error below which nothing counts; default by the rule above.
 
     Raises:
-        ValueError: bad shapes, or windows shorter than five steps in all trials.
+        ValueError: bad shapes, steps that fall, `start` outside of `(0, 1]`, or windows shorter than five steps in all
+            trials.
 
     Examples:
         >>> import numpy as np, lrjax as lr
@@ -66,24 +67,34 @@ def fit_rate(
     check_choice("kind", kind, ("auto", "linear", "sublinear"))
     curves = np.atleast_2d(np.asarray(errors, np.float64))
     steps = np.arange(curves.shape[1]) if steps is None else np.asarray(steps)
-    if curves.ndim != 2 or steps.shape != curves.shape[1:]:
+    if curves.ndim != 2 or steps.shape != curves.shape[1:] or not steps.size:
         raise ValueError(f"errors has shape {np.shape(errors)} and steps {steps.shape}; expected (trials, T) and (T,)")
-    if kind == "auto":
-        fits = [_fit(curves, steps, which, start, floor) for which in ("linear", "sublinear")]
-        return min(fits, key=lambda fit: fit.residual)
-    return _fit(curves, steps, kind, start, floor)
+    if not (np.isfinite(steps).all() and (np.diff(steps) >= 0).all()):
+        raise ValueError("steps must be finite and must not fall")
+    check_range("start", start, low=0, high=1, open_low=True)
+    check_range("floor", floor, low=0)
+    kinds = ("linear", "sublinear") if kind == "auto" else (kind,)
+    fits = [fit for fit in (_fit(curves, steps, which, start, floor) for which in kinds) if fit is not None]
+    if not fits:
+        raise ValueError(
+            f"no curve has {_LEAST_STEPS} steps between {start:g} of its first error and ten times its floor; run "
+            "longer, record more often, or set start and floor"
+        )
+    return min(fits, key=lambda fit: fit.residual)
 
 
-def _fit(curves: np.ndarray, steps: np.ndarray, kind: str, start: float, floor: float | None) -> RateFit:
+def _fit(curves: np.ndarray, steps: np.ndarray, kind: str, start: float, floor: float | None) -> RateFit | None:
     rates, windows, misfits = [], [], []
     for curve in curves:
-        least = max(np.min(curve), 100 * np.finfo(np.float64).eps * curve[0]) if floor is None else floor
+        smallest = np.min(curve, initial=np.inf, where=np.isfinite(curve))
+        least = max(smallest, 100 * np.finfo(np.float64).eps * curve[0]) if floor is None else floor
         begun = np.flatnonzero(curve <= start * curve[0])
         first = int(begun[0]) if begun.size else len(curve)
         ended = np.flatnonzero(curve[first:] <= 10 * least)
         last = first + int(ended[0]) if ended.size else len(curve)
         use = np.arange(first, last)
         use = use[(curve[use] > 0) & np.isfinite(curve[use]) & ((kind == "linear") | (steps[use] > 0))]
+        use = use[np.diff(steps[use], prepend=-np.inf) > 0]  # the trace of a finished lane repeats its last step
         windows.append((steps[use[0]], steps[use[-1]]) if use.size else (-1, -1))
         if use.size < _LEAST_STEPS:
             rates.append(np.nan)
@@ -95,10 +106,7 @@ def _fit(curves: np.ndarray, steps: np.ndarray, kind: str, start: float, floor: 
     rates = np.array(rates)
     good = rates[np.isfinite(rates)]
     if not good.size:
-        raise ValueError(
-            f"no curve has {_LEAST_STEPS} steps between {start:g} of its first error and ten times its floor; run "
-            "longer, record more often, or set start and floor"
-        )
+        return None
     return RateFit(kind, float(np.median(good)), _interval(good), rates, np.array(windows), float(np.median(misfits)))
 
 
@@ -140,7 +148,8 @@ def fit_transition(levels: Any, successes: Any, num_trials: Any) -> TransitionFi
         `TransitionFit`; the midpoint is NaN if the curve does not cross one half within the levels.
 
     Raises:
-        ValueError: shapes that do not match, or counts outside of `[0, num_trials]`.
+        ValueError: shapes that do not match, levels that are all the same or not finite, or counts outside of
+            `[0, num_trials]`.
 
     Examples:
         >>> import lrjax as lr
@@ -149,11 +158,15 @@ def fit_transition(levels: Any, successes: Any, num_trials: Any) -> TransitionFi
         3.0
     """
     levels, successes = np.asarray(levels, np.float64), np.asarray(successes, np.float64)
-    trials = np.broadcast_to(np.asarray(num_trials, np.float64), successes.shape)
+    trials = np.asarray(num_trials, np.float64)
     if levels.ndim != 1 or levels.size < 2 or successes.shape != levels.shape:
         raise ValueError(f"levels has shape {levels.shape} and successes {successes.shape}; expected (L,) alike, L > 1")
-    check_count("num_trials", int(trials.min()))
-    if (successes < 0).any() or (successes > trials).any():
+    if not np.isfinite(levels).all() or levels.min() == levels.max():
+        raise ValueError(f"levels are {levels.tolist()}; expected finite numbers, at least two of them different")
+    if trials.shape not in ((), levels.shape) or not (trials >= 1).all() or np.isinf(trials).any():
+        raise ValueError(f"num_trials is {trials.tolist()}; expected one count of at least 1, or one for each level")
+    trials = np.broadcast_to(trials, levels.shape)
+    if not ((successes >= 0) & (successes <= trials)).all():
         raise ValueError(f"successes are {successes.tolist()}; expected 0 to num_trials = {trials.tolist()}")
     midpoint, slope = _logistic(levels, successes, trials)
     rng, share = np.random.default_rng(0), (successes + 0.5) / (trials + 1)

@@ -3,10 +3,11 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lrjax import _labelled
@@ -37,16 +38,20 @@ class Plan(NamedTuple):
 
 
 def axes(grid: Mapping[str, Sequence[Any]], static: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(grid, Mapping):
+        raise ValueError(f"grid is a {type(grid).__name__}; expected a dictionary from axis names to values")
     if isinstance(static, str):
         raise ValueError(f"static is the text {static!r}; expected a sequence of axis names, such as ({static!r},)")
     if unknown := [name for name in static if name not in grid]:
         raise ValueError(f"static names {unknown[0]!r}; grid has {list(grid)}")
+    if len(set(static)) < len(static):
+        raise ValueError(f"static names an axis twice: {tuple(static)}")
     axes = {}
     for name, values in grid.items():
         if not isinstance(name, str) or name in ("key", "shared", "trial") or not name.isidentifier():
             raise ValueError(f"grid has an axis {name!r}; expected keyword names other than key, shared and trial")
         if name in static:
-            axes[name] = list(values)
+            axes[name] = _static_values(name, values)
         else:
             try:
                 array = np.asarray(values)
@@ -63,12 +68,29 @@ def axes(grid: Mapping[str, Sequence[Any]], static: Sequence[str]) -> dict[str, 
     return axes
 
 
+def _static_values(name: str, values: Any) -> list:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"grid[{name!r}] is {values!r}; expected a sequence of values")
+    # Arrays become Python numbers, which are hashable and give labels of their own type.
+    values = np.asarray(values).tolist() if hasattr(values, "dtype") else list(values)
+    for value in values:
+        try:
+            hash(value)
+        except TypeError as error:
+            raise ValueError(
+                f"grid[{name!r}] has the value {value!r} of type {type(value).__name__}, which is not hashable; "
+                "expected hashable values, such as tuples in place of lists"
+            ) from error
+    return values
+
+
 def settings(plan: Plan, key: jax.Array, shared: Any, paired: bool, batch_size: Any, device: Any) -> dict:
     """What two runs must have in common to give the same bits, as plain values."""
     leaves, tree = jax.tree.flatten(shared)
     digest = hashlib.sha256(str(tree).encode())
     for leaf in leaves:
-        leaf = np.asarray(leaf)
+        typed = jnp.issubdtype(getattr(leaf, "dtype", np.float64), jax.dtypes.prng_key)
+        leaf = np.asarray(jax.random.key_data(leaf) if typed else leaf)
         digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
     return {
         "format": 1,
@@ -88,6 +110,7 @@ def settings(plan: Plan, key: jax.Array, shared: Any, paired: bool, batch_size: 
 def _plain(values: Any) -> list:
     if isinstance(values, np.ndarray):
         values = [complex(v) if np.iscomplexobj(v) else v.item() for v in values]
+    values = [v.item() if isinstance(v, np.generic) else v for v in values]
     return [v if isinstance(v, int | float | str) else str(v) for v in values]
 
 
@@ -96,6 +119,12 @@ def _exact(values: Any) -> str:
     if isinstance(values, np.ndarray):
         return f"{values.dtype}:{values.tobytes().hex()}"
     return re.sub(r"0x[0-9a-f]+", "", repr(values))
+
+
+def _labels(values: list) -> np.ndarray:
+    """Numbers beside texts stay numbers."""
+    mixed = len({isinstance(value, str) for value in values}) > 1
+    return np.array(values, dtype=object) if mixed else np.array(values)
 
 
 def assembled(plan: Plan, tables: list[dict], settings: dict, attrs: dict) -> Any:
@@ -114,7 +143,7 @@ def assembled(plan: Plan, tables: list[dict], settings: dict, attrs: dict) -> An
         stacked = stacked.transpose(*axes, *range(len(axes), stacked.ndim))
         own = tuple(f"{name}_dim_{i}" for i in range(first.ndim - 1))
         variables[name] = ((*names, "trial", *own), stacked)
-    coords = {name: np.array(_plain(values)) for name, values in plan.values.items()}
+    coords = {name: _labels(_plain(values)) for name, values in plan.values.items()}
     coords["trial"] = np.arange(plan.num_trials)
     bad = {n: int(np.sum(~np.isfinite(v))) for n, (_, v) in variables.items() if v.dtype.kind in "fc"}
     return _labelled.dataset(variables, coords, {"plan": settings, "num_nonfinite": bad, **attrs})

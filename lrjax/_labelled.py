@@ -53,6 +53,9 @@ class DataArray(np.lib.mixins.NDArrayOperatorsMixin):
         values = ufunc(*(i.values if isinstance(i, DataArray) else i for i in inputs), **kwargs)
         return DataArray(values, self.dims, self.coords)
 
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
     def __float__(self) -> float:
         return float(self.values)
 

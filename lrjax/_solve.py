@@ -200,6 +200,9 @@ def _solution(carry: tuple, trace: dict[str, jax.Array]) -> Solution:
 
 def _begin(problem, solver, key, init, truth):
     problem = _canonical(problem)
+    if init is not None:
+        # In shard_map types say what varies over devices: a start that does not, where the data do, would change type.
+        init = jax.tree.map(lambda x: x + loop.zero_like(problem.y[0]).astype(x.dtype), init)
     carry = loop.start(solver.init(problem, jax.random.split(key)[0], init))
     return carry, _row(carry, truth)
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from tqdm import tqdm
 
 from lrjax import _grids as grids
@@ -83,7 +84,8 @@ def sweep(
         `"compile_seconds"`, `"num_nonfinite"` by output, `"batch_sizes"` and `"seconds"`, all included.
 
     Raises:
-        ValueError: a bad argument, a trial that returns something else, or a checkpoint of another sweep.
+        ValueError: a bad argument, a trial that returns something else, a call within jit, vmap or grad, or a
+            checkpoint of another sweep.
         OSError: the checkpoint cannot be written; what was finished is safe.
 
     Cost: that of the trials, one compile and two or three traces for each static point.
@@ -110,11 +112,14 @@ def sweep(
     """
     begun = time.monotonic()
     check_key(key)
+    # Under jit even a constant is traced.
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((key, grid, num_trials, shared, jnp.zeros(())))):
+        raise ValueError("sweep cannot be traced: it runs on the host. Call it outside of jit, vmap and grad")
     plan = grids.Plan(grids.axes(grid, static), tuple(static), check_count("num_trials", num_trials))
     if plan.num_lanes >= 2**31:
         raise ValueError(f"grid and num_trials make {plan.num_lanes} trials for one compile; expected less than 2^31")
     if batch_size != "auto":
-        check_count("batch_size", batch_size)
+        batch_size = check_count("batch_size", batch_size)
     devices = list(jax.local_devices() if devices is None else devices)
     if not devices:
         raise ValueError("devices is empty; expected at least one device, or None for all")
@@ -135,7 +140,7 @@ def sweep(
     with tqdm(total=total, desc="sweep", unit="trial", delay=2, disable=not (progress and first_process)) as bar:
         for combo, point in enumerate(points):
             job = _Job(trial, key, plan, point, combo, shared, paired, mesh)
-            table, took, batch = job.run(batch_size, store, bar)
+            table, took, batch = job.run(batch_size, store, bar, tables[0] if tables else None)
             tables.append(_gathered(table, job.chunk))
             compiles += [] if took is None else [took]
             batches.append(batch)
@@ -227,14 +232,29 @@ class _Job:
             found = trial(jax.random.fold_in(key, number), **given)
             if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
                 raise ValueError(f"trial returned {type(found).__name__}; expected a dictionary of scalars or arrays")
-            return {name: _numeric(name, value, plan) for name, value in found.items()}
+            arrays = {name: _numeric(name, value, plan) for name, value in found.items()}
+            own = {f"{name}_dim_{i}" for name, array in arrays.items() for i in range(array.ndim)}
+            if clash := sorted(own & {*arrays, *plan.values}):
+                raise ValueError(f"{clash[0]!r} is the name of a dimension of an output; expected another name")
+            return arrays
 
         self.lane = lane
 
-    def run(self, batch_size: int | str, store: Checkpoint | None, bar: Any) -> tuple[_Table, float | None, int]:
+    def run(
+        self, batch_size: int | str, store: Checkpoint | None, bar: Any, like: Mapping[str, np.ndarray] | None
+    ) -> tuple[_Table, float | None, int]:
         """The table, the seconds of tracing and compiling (`None` if nothing was left to run) and the batch size."""
         begun, one = time.monotonic(), jax.ShapeDtypeStruct((), jnp.int32)
         closed, outputs = jax.make_jaxpr(self.lane, return_shape=True)(one, *self.inputs)
+        if any(isinstance(const, Tracer) for const in closed.consts):
+            raise ValueError("trial closes over a traced value; call sweep outside of jit, vmap and grad")
+        if like is not None:
+            before = {name: values.shape[1:] for name, values in like.items()}
+            if before != (now := {name: one.shape for name, one in outputs.items()}):
+                raise ValueError(
+                    f"trial returned outputs of different shapes at different static points: {before} at first, and "
+                    f"{now} at {_named(self.point)}"
+                )
         table, sizes, chunks, fingerprint = _Table(self.plan.num_lanes, outputs), None, {}, ""
         if store:
             fingerprint = _fingerprint(closed)
@@ -317,9 +337,14 @@ class _Job:
 def _numeric(name: str, value: Any, plan: grids.Plan) -> jax.Array:
     if name in plan.values or name == "trial":
         raise ValueError(f"trial returned {name!r}, which is an axis; expected another name")
-    array = jnp.asarray(value)
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"trial returned {name!r} of type {type(value).__name__}; expected numbers") from error
     if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != jnp.bool_:
         raise ValueError(f"trial returned {name!r} of dtype {array.dtype}; expected numbers")
+    if np.dtype(array.dtype).kind == "V":  # bfloat16 and the like, which NumPy's files do not know
+        return array.astype(jnp.int32 if jnp.issubdtype(array.dtype, jnp.integer) else jnp.float32)
     return array
 
 

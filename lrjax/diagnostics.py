@@ -94,7 +94,9 @@ class RipEstimate(NamedTuple):
 def _directions(operator: Operator, key: jax.Array, rank: int, symmetric: bool) -> tuple[jax.Array, jax.Array]:
     """Factors of a random matrix of the rank and Frobenius norm one."""
     key_left, key_right, key_signs = jax.random.split(key, 3)
-    dtype = jnp.result_type(float)
+    # The operator's own precision, whatever JAX's default: products of two dtypes would be refused or wasted.
+    own = [jnp.result_type(leaf) for leaf in jax.tree.leaves(operator)]
+    dtype = next((found for found in own if jnp.issubdtype(found, jnp.floating)), jnp.result_type(float))
     (n1, n2), signs = operator.shape, jax.random.rademacher(key_signs, (rank,), dtype)
     left = jnp.linalg.qr(jax.random.normal(key_left, (n1, rank), dtype))[0]
     right = left * signs if symmetric else jnp.linalg.qr(jax.random.normal(key_right, (n2, rank), dtype))[0]
@@ -204,8 +206,9 @@ def sign_rip(
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         left, right = _directions(operator, key, rank, symmetric)
-        seen = size * operator.forward(left, right)
-        d = operator.adjoint(jnp.sign(seen if noise is None else seen - noise)) / m
+        seen = operator.forward(left, right)
+        seen = jnp.asarray(size, seen.dtype) * seen
+        d = operator.adjoint(jnp.sign(seen if noise is None else seen - jnp.asarray(noise, seen.dtype))) / m
         d = (d + d.T) / 2 if symmetric else d
         x = left @ right.T
         scale = jnp.sum(d * x)

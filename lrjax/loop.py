@@ -52,11 +52,16 @@ def advance(run: Callable, carry: tuple, first: jax.Array, num_steps: int) -> tu
     return jax.lax.while_loop(more, lambda loop: (run(*loop), loop[1] + 1), (carry, first))[0]
 
 
-def _advance_scan(run: Callable, carry: tuple, first: jax.Array, num_steps: int) -> tuple:
-    """The same steps with a reverse derivative."""
+def _advance_scan(run: Callable, consts: list, moves: list, carry: tuple, first: jax.Array, num_steps: int) -> tuple:
+    """The same steps with a reverse derivative; `moves` says which constants have one."""
 
     def one(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
-        return jax.lax.cond(carry[1] == status.RUNNING, run, lambda carry, index: carry, carry, index), None
+        running = carry[1] == status.RUNNING
+        # A step of a finished lane may have infinite slopes, so nothing may flow back through it, not even times zero.
+        # A `cond` would do, but the derivative of its batched form has no transpose: gradients of a vmap would fail.
+        guard = lambda x: tree_where(running, x, jax.lax.stop_gradient(x))
+        given = [guard(const) if moved else const for const, moved in zip(consts, moves, strict=True)]
+        return tree_where(running, run(given, guard(carry), index), carry), None
 
     return jax.lax.scan(one, carry, first + jnp.arange(num_steps, dtype=jnp.int32))[0]
 
@@ -66,7 +71,7 @@ def blocks(run: Callable, row: Callable, carry: tuple, num_steps: int, record_ev
 
     Finished solves cost nothing, and finished lanes of a batch wait for the last one. The steps are a `while_loop`,
     which leaves alone what the lanes share: a batched `cond` would copy the problem for every lane. Derivatives, which
-    a `while_loop` has not in reverse, are those of a scan of guarded steps.
+    a `while_loop` has not in reverse, are those of a scan of guarded steps, all `num_steps` of them.
     """
     firsts = np.arange(0, num_steps, record_every, dtype=np.int32)
     run, run_consts = _hoisted(run, carry, jnp.int32(0))
@@ -74,25 +79,28 @@ def blocks(run: Callable, row: Callable, carry: tuple, num_steps: int, record_ev
 
     def by(advance: Callable, carry: tuple, run_consts: list, row_consts: list) -> tuple:
         def block(carry: tuple, first: jax.Array) -> tuple:
-            carry = advance(lambda c, i: run(run_consts, c, i), carry, first, record_every)
+            carry = advance(run_consts, carry, first)
             return carry, row(row_consts, carry)
 
         return jax.lax.scan(block, carry, jnp.asarray(firsts))
 
     @jax.custom_jvp
     def solve(*args: Any) -> tuple:
-        return by(advance, *args)
+        plain = lambda consts, carry, first: advance(lambda c, i: run(consts, c, i), carry, first, record_every)
+        return by(plain, *args)
 
     def derivative(primals: tuple, tangents: tuple) -> tuple:
         # Only in what moves: a zero tangent times the infinite slope of a square root at zero would be NaN.
         values, tree = jax.tree.flatten(primals)
         slopes = jax.tree.leaves(tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
         moves = [not isinstance(slope, SymbolicZero) for slope in slopes]
+        const_moves = tree.unflatten(moves)[1]
+        steps = lambda consts, carry, first: _advance_scan(run, consts, const_moves, carry, first, record_every)
 
         def moved(*given: jax.Array) -> tuple:
             left = iter(given)
             args = tree.unflatten([next(left) if m else v for m, v in zip(moves, values, strict=True)])
-            return by(_advance_scan, *args)
+            return by(steps, *args)
 
         pick = lambda leaves: [leaf for leaf, m in zip(leaves, moves, strict=True) if m]
         return jax.jvp(moved, pick(values), pick(slopes))

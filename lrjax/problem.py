@@ -50,7 +50,7 @@ class Problem:
         return on if self.weights is None else on * self.weights
 
     def observed(self) -> jax.Array:
-        """`y` with unmeasured values (weight zero, possibly NaN) replaced by zero."""
+        """`y`, and zero where the weight is zero: what was not measured, even if `y` is NaN there."""
         weights = self.effective_weights()
         return self.y if weights is None else jnp.where(weights > 0, self.y, 0)
 

@@ -289,6 +289,25 @@ def test_the_line_search_holds_where_a_fixed_step_diverges():
         assert not float(fixed.trace["relative_error"][-1]) < 1
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_fixed_damping_is_that_share_of_the_spectral_norm(symmetric):
+    """Read off the measurements, whatever the start: one step from a tiny one, against the formula."""
+    with jax.enable_x64(True):
+        key, shape = jax.random.key(5), (9, 9 if symmetric else 7)
+        truth = synthetic.low_rank(key, shape, 2, condition_number=3.0, symmetric=symmetric, dtype="float64")
+        truth = lr.Factors(3 * truth.left, truth.right * (3 if symmetric else 1))
+        problem = synthetic.from_truth(key, operators.Identity(matrix_shape=shape), truth)
+        start = lr.initial.small_random(key, shape, 3, scale=1e-3, symmetric=symmetric, dtype="float64")
+        solver = lr.ScaledGradientDescent(
+            max_rank=3, symmetric=symmetric, step_size=0.5, damping_rule="fixed", damping=0.2
+        )
+        solution = lr.solve(problem, solver, key, num_steps=1, init=start)
+        left, right, x = np.asarray(start.left), np.asarray(start.right), np.asarray(truth.dense())
+        inverse = np.linalg.inv(right.T @ right + 0.2 * np.linalg.norm(x, 2) * np.eye(3))
+        expected = left - 0.5 * (left @ right.T - x) @ right @ inverse
+        assert np.allclose(solution.factors.left, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_too_few_measurements_fail():
     """Fewer measurements than degrees of freedom: the fit is exact, the matrix is another one."""
     with jax.enable_x64(True):

@@ -24,6 +24,41 @@ def factors(*arrays):
     return lr.Factors(*(jnp.asarray(a, jnp.float32) for a in arrays))
 
 
+def test_derivatives_of_batches():
+    """A gradient of a vmap is a vmap of gradients, finished lanes or not; and second derivatives are symmetric."""
+    problem, truth = small()
+    solver = dataclasses.replace(GD, step_size=0.3, tolerance=1e-3)
+
+    def size(y, scale):
+        start = lr.Factors(scale * truth.left, truth.right)
+        solution = lr.solve(lr.Problem(problem.operator, y), solver, KEY, num_steps=6, record_every=3, init=start)
+        return jnp.sum(solution.factors.dense() ** 2), solution.num_steps
+
+    scales, ys = jnp.array([1.0, 1.5]), jnp.stack([problem.y, problem.y])
+    every = jax.vmap(size)
+    gradient, taken = jax.jit(jax.grad(lambda ys: (every(ys, scales)[0].sum(), every(ys, scales)[1]), has_aux=True))(ys)
+    assert taken.tolist() == [1, 6]
+    one = jax.jit(jax.grad(jax.checkpoint(lambda y, scale: size(y, scale)[0])))
+    lanes = jax.jit(jax.vmap(jax.grad(lambda y, scale: size(y, scale)[0])))(ys, scales)
+    for i in range(2):
+        np.testing.assert_allclose(gradient[i], one(ys[i], scales[i]), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(gradient[i], lanes[i], rtol=1e-4, atol=1e-6)
+    a, b = jnp.sin(jnp.arange(60.0)), jnp.cos(jnp.arange(60.0))
+    second = jax.jit(lambda v: jax.jvp(lambda y: one(y, 1.5), (problem.y,), (v,))[1])
+    assert abs(float(a @ second(b))) > 1e-6
+    np.testing.assert_allclose(a @ second(b), b @ second(a), rtol=1e-3)
+
+
+def test_a_shared_start_in_shard_map():
+    """Measurements that vary over devices, from a start that does not: types follow the data."""
+    problem, truth = small()
+    run = lambda y: lr.solve(lr.Problem(problem.operator, y), GD, KEY, num_steps=3, init=truth).factors.dense()
+    mesh, spec = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("trial",)), jax.sharding.PartitionSpec("trial")
+    ys = jnp.stack([problem.y, 2 * problem.y])
+    split = jax.jit(jax.shard_map(jax.vmap(run), mesh=mesh, in_specs=spec, out_specs=spec))(ys)
+    np.testing.assert_allclose(split, jax.vmap(run)(ys), rtol=1e-5, atol=1e-6)
+
+
 # --- traces ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import lrjax as lr
+from lrjax._checkpoint import read_parts
 
 KEY = jax.random.key(7)
 
@@ -145,6 +147,10 @@ BAD = [
     (dict(grid={"key": [1.0]}), "axis 'key'"),
     (dict(static=("rank",)), "static names 'rank'"),
     (dict(static="scale"), "expected a sequence"),
+    (dict(static=("scale", "scale")), "names an axis twice"),
+    (dict(grid=[0.5, 1.0]), "grid is a list"),
+    (dict(grid={"scale": "abc"}, static=("scale",)), "'abc'; expected a sequence"),
+    (dict(grid={"scale": [[1], [2]]}, static=("scale",)), "not hashable"),
     (dict(num_trials=0), "num_trials .*0"),
     (dict(batch_size=0), "batch_size .*0"),
     (dict(devices=[]), "devices is empty"),
@@ -152,6 +158,14 @@ BAD = [
     (dict(trial=lambda key, scale: {}), "trial returned .*dictionary"),
     (dict(trial=lambda key, scale: {"scale": scale}), "trial returned 'scale', which is an axis"),
     (dict(trial=lambda key, scale: {"k": key}), "trial returned 'k' of dtype key"),
+    (dict(trial=lambda key, scale: {"k": {"j": 1}}), "trial returned 'k' of type dict"),
+    (dict(trial=lambda key, scale: {"x": jnp.ones(2), "x_dim_0": 1.0}), "'x_dim_0' is the name of a dimension"),
+    (
+        dict(
+            trial=lambda key, scale: dict.fromkeys("xy"[: int(scale)], 1.0), static=("scale",), grid={"scale": [1, 2]}
+        ),
+        "different shapes .* at scale 2",
+    ),
     (dict(trial=lambda key, scale: {"x": jnp.ones(int(4 * scale))}, static=("scale",)), "different shapes"),
 ]
 
@@ -162,6 +176,38 @@ def test_refused(change, message):
         run(**change)
     with pytest.raises(ValueError, match="key must be one typed key"):
         lr.sweep(draw, jax.random.PRNGKey(0), grid={}, num_trials=1)
+
+
+def test_traced_values_are_refused():
+    sweep = lambda value, key=KEY: lr.sweep(
+        lambda key, a: {"x": a * value}, key, grid={"a": [1.0]}, num_trials=1, progress=False
+    )
+    with pytest.raises(ValueError, match="sweep cannot be traced"):
+        jax.jit(lambda key: sweep(1.0, key))(KEY)
+    with pytest.raises(ValueError, match="trial closes over a traced value"):
+        jax.grad(lambda z: sweep(z)["x"].values.sum())(1.0)
+
+
+def test_labels_keep_their_type():
+    trial = lambda key, size: {"x": 0.0 if size is None else float(size)}
+    for sizes in (np.array([5, 6]), [np.int64(6), 5], [None, 6]):
+        table = run(trial, {"size": sizes}, 2, static=("size",))
+        assert table["x"].sel(size=6).values.tolist() == [6, 6]
+
+
+def test_a_truth_value_is_that_of_the_number(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    table = run()
+    assert not (table["mean"] > 1e9).mean() > 0.5
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(table["mean"] > 0)
+
+
+def test_a_shared_operator_may_hold_a_key():
+    operator = lr.operators.SeededGaussianEnsemble.create(KEY, (4, 4), 20)
+    ones = jnp.ones((4, 1))
+    table = run(lambda key, a, shared: {"x": a * shared.forward(ones, ones)}, {"a": [1.0]}, 2, shared=operator)
+    assert np.allclose(table["x"].values, operator.forward(ones, ones), rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints
@@ -176,6 +222,18 @@ def test_checkpoints_are_read_back(tmp_path):
     same(plain, lr.load_sweep(tmp_path / "a" / "b"))
     plan = json.loads((tmp_path / "a" / "b" / "plan.json").read_text())
     assert plan["versions"]["jax"] == jax.__version__
+
+
+def test_narrow_floats_and_axes_that_are_not_numbers_are_read_back(tmp_path):
+    trial = lambda key, scale: {"x": (scale / 3).astype(jnp.bfloat16), "n": jnp.int4(3)}
+    settings = {"trial": trial, "grid": {"scale": [1.0, np.nan]}, "checkpoint": tmp_path}
+    made, again = run(batch_size=np.int64(3), **settings), run(batch_size=3, **settings)
+    assert made["x"].dtype == np.float32
+    assert made["n"].dtype == np.int32
+    assert made.attrs["num_nonfinite"] == {"x": 7}
+    assert again.attrs["num_compiles"] == 0
+    same(made, again)
+    same(made, lr.load_sweep(tmp_path))
 
 
 CHANGED = [
@@ -223,11 +281,35 @@ def test_damage_and_disorder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         run(checkpoint=tmp_path / "file")
+    with pytest.raises(OSError, match="could not make the checkpoint"):
+        run(checkpoint=tmp_path / "file" / "below")
+    for text in ("[]", "{", "{}"):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / "plan.json").write_text(text)
+        with pytest.raises(ValueError, match="not readable"):
+            lr.load_sweep(tmp_path / "b")
     (tmp_path / "a" / "plan.json").unlink()
     with pytest.raises(ValueError, match="no plan"):
         run(checkpoint=tmp_path / "a")
     with pytest.raises(ValueError, match="no checkpoint"):
         lr.load_sweep(tmp_path / "nowhere")
+
+
+def test_any_wrong_byte_is_damage(tmp_path):
+    """Never an error of another kind, and never other numbers."""
+    plain, generator = run(checkpoint=tmp_path), np.random.default_rng(0)
+    part = next(tmp_path.glob("part-*.npz"))
+    whole, read = part.read_bytes(), []
+    for place in generator.integers(len(whole), size=300):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(generator.integers(8))
+        part.write_bytes(bytes(broken))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read += read_parts(tmp_path, 0)
+    for _, chunks in read:
+        got = np.concatenate([chunks[c]["mean"] for c in sorted(chunks)])
+        assert np.array_equal(got, plain["mean"].values.ravel())
 
 
 def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch):

@@ -17,6 +17,18 @@ def test_rip_of_an_isometry_is_zero(x64):
     assert float(found.constant) < 1e-12
 
 
+def test_isometry_is_measured_in_the_precision_of_the_operator(x64):
+    """A float32 ensemble where JAX's default is float64: under strict promotion the two must not meet."""
+    operator = lr.operators.DenseEnsemble.gaussian(KEY, (6, 5), 60, dtype="float32")
+    with jax.numpy_dtype_promotion("strict"):
+        found = diagnostics.rip(operator, KEY, rank=2, num_directions=5)
+        signs = diagnostics.sign_rip(operator, KEY, rank=2, size=np.float64(2), noise=np.zeros(60), num_directions=5)
+        seeded = lr.operators.SeededGaussianEnsemble.create(KEY, (6, 5), 60, dtype="float32")
+        drawn = diagnostics.rip(seeded, KEY, rank=1, num_directions=5)
+    assert found.scale.dtype == signs.scale.dtype == drawn.scale.dtype == jnp.float32
+    assert diagnostics.rip(lr.operators.Identity(matrix_shape=(6, 5)), KEY, rank=1).scale.dtype == jnp.float64
+
+
 def test_rip_of_a_diagonal_map_is_its_spread(x64):
     """Measures the entries of a 2 x 2 matrix, one of them twice as strongly: ratios between 1 and 4."""
     a = np.zeros((4, 2, 2))
@@ -105,6 +117,42 @@ def test_rates_are_found_between_transient_and_floor():
         diagnostics.fit_rate(np.ones((2, 50)))
     with pytest.raises(ValueError, match=r"expected \(trials, T\) and \(T,\)"):
         diagnostics.fit_rate(np.ones((2, 50)), np.arange(49))
+
+
+def test_rates_of_curves_that_end_badly():
+    """A plateau before a NaN stays out of the window, and a step that is repeated counts once."""
+    t = np.arange(100)
+    falling = np.maximum(0.8**t, 1e-4)
+    whole = diagnostics.fit_rate(falling)
+    broken = diagnostics.fit_rate(np.where(t < 60, falling, np.nan))
+    assert broken.kind == "linear"
+    assert broken.windows.tolist() == whole.windows.tolist() == [[11, 30]]
+    assert broken.rate == pytest.approx(0.8)
+    stopped = diagnostics.fit_rate(np.maximum(0.8**t, 0.8**30), np.minimum(t, 30), kind="linear", floor=0)
+    assert stopped.rate == pytest.approx(0.8)
+    assert np.isnan(diagnostics.fit_rate(np.stack([falling, np.full(100, np.nan)])).rates).tolist() == [False, True]
+    assert diagnostics.fit_rate(0.1 ** np.arange(5), start=1, floor=0).kind == "linear"  # four steps for a power law
+
+
+BAD_FITS = [
+    (lambda: diagnostics.fit_rate([]), "errors has shape"),
+    (lambda: diagnostics.fit_rate(np.full(50, np.nan)), "no curve has 5 steps"),
+    (lambda: diagnostics.fit_rate(np.ones(9), np.arange(9)[::-1]), "steps must be finite and must not fall"),
+    (lambda: diagnostics.fit_rate(np.ones(9), start=np.nan), "start must be finite"),
+    (lambda: diagnostics.fit_rate(np.ones(9), floor=-1), "floor must be finite"),
+    (lambda: diagnostics.fit_transition([1, np.nan], [1, 2], 3), "levels are .* finite numbers"),
+    (lambda: diagnostics.fit_transition([1, 1], [1, 2], 3), "at least two of them different"),
+    (lambda: diagnostics.fit_transition([1, 2], [1, np.nan], 3), "successes are"),
+    (lambda: diagnostics.fit_transition([1, 2], [1, 2], np.nan), "num_trials is nan"),
+    (lambda: diagnostics.fit_transition([1, 2], [0, 0], 0), "num_trials is 0"),
+    (lambda: diagnostics.fit_transition([1, 2], [1, 2], [3, 3, 3]), "one for each level"),
+]
+
+
+@pytest.mark.parametrize(("fit", "message"), BAD_FITS)
+def test_bad_curves_are_refused(fit, message):
+    with pytest.raises(ValueError, match=message):
+        fit()
 
 
 def test_the_transition_is_where_it_was_planted():

@@ -31,9 +31,10 @@ class ScaledGradientDescent:
     With `G = A*(w loss'(A(X) - y)) / gain`: `L <- L - eta G R (R^T R + lambda I)^-1`, `R <- R - eta G^T L (L^T L +
     lambda I)^-1`, both at once; symmetric `U <- U - eta (G + G^T)/2 U (U^T U + lambda I)^-1`.
 
-    Damping: `"none"` is for the exact rank; `"fixed"`, `lambda = damping * ||X||_2`, reaches a floor set by the start
-    when over-specified; `"residual"` (default), `lambda = damping * ||A(X) - y|| / sqrt(gain)`, is linear to
-    machine precision in both cases.
+    Damping: `"none"` is for the exact rank; `"fixed"`, `lambda = damping * ||X||_2` with the norm read off the
+    measurements (that of the rank-one spectral start, whatever the start), reaches a floor set by the start when
+    over-specified; `"residual"` (default), `lambda = damping * ||A(X) - y|| / sqrt(gain)`, is linear to machine
+    precision in both cases.
 
     Attributes:
         step_size: eta. Default, for the squared loss: the best of a line search over twelve sizes along the direction;
@@ -86,8 +87,11 @@ class ScaledGradientDescent:
         if factors is None:
             factors = initial.spectral(problem, self.max_rank, key_start, rank=self.rank, symmetric=self.symmetric)
         gain = initial.gain(problem, key_gain, symmetric=self.symmetric)
-        square = jnp.sqrt(jnp.sum(factors.left**2) * jnp.sum(factors.right**2))
-        extra = _Extra(gain=gain, size=jax.lax.stop_gradient(square / self.max_rank))
+        size = jnp.zeros_like(gain)
+        if self.damping_rule == "fixed":
+            top = initial.spectral(problem, 1, key_start, symmetric=self.symmetric)
+            size = jnp.sqrt(jnp.sum(top.left**2) * jnp.sum(top.right**2))
+        extra = _Extra(gain=gain, size=size)
         return self._at(problem, factors, extra)
 
     def _at(self, problem: Problem, factors: Factors, extra: _Extra) -> FirstOrderState:
@@ -102,7 +106,7 @@ class ScaledGradientDescent:
             square = jnp.sum(problem.weighted(state.residual**2)) / state.extra.gain
             norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
             return self.damping * norm
-        return self.damping * state.extra.size if self.damping_rule == "fixed" else jnp.zeros_like(state.extra.size)
+        return self.damping * state.extra.size
 
     def _precondition(self, gradient: jax.Array, other: jax.Array, damping: jax.Array, after=None) -> jax.Array:
         mask = initial.column_mask(self.max_rank, self.rank, other.dtype)

@@ -42,7 +42,7 @@ L1_N, L1_R, L1_M, L1_CAP, L1_START = 20, 2, 400, 3000, 0.1
 PROTOTYPE = "bounds +-15 % of a single draw of a prototype"
 
 
-def smooth_method(name, kappa, start):
+def smooth_method(name, kappa, truth):
     tied = {"max_rank": 2 * R, "symmetric": True, "tolerance": 1e-10}
     if name == "gradient descent":
         return lr.GradientDescent(step_size=ETA, relative=False, **tied)
@@ -53,8 +53,8 @@ def smooth_method(name, kappa, start):
         return lr.ScaledGradientDescent(step_size=0.5, **tied)
     if name == "scaled, line search":
         return lr.ScaledGradientDescent(**tied)
-    # The library multiplies a fixed damping by the mean squared column of the start.
-    size = jnp.sum(start.left**2) / (2 * R)
+    # The library multiplies a fixed damping by the spectral norm, which the measurements of every entry show.
+    size = jnp.linalg.norm(truth.left, 2) ** 2
     return lr.ScaledGradientDescent(step_size=ETA, damping_rule="fixed", damping=0.01 / kappa / size, **tied)
 
 
@@ -70,7 +70,7 @@ def smooth_trial(key, k, kappa, method, cap):
     truth, start = inside(truth), inside(start)
     operator = lr.operators.Identity(matrix_shape=truth.shape)
     problem = lr.Problem(operator, operator.forward(truth.left, truth.right))
-    solver = smooth_method(method, kappa, start)
+    solver = smooth_method(method, kappa, truth)
     # Columns beyond k are zero in the start; the solver must not divide by them.
     solver = dataclasses.replace(solver, rank=k)
     found = lr.solve(problem, solver, key, num_steps=cap, record_every=cap, init=start, truth=truth)
