@@ -74,18 +74,17 @@ def run(num_trials=NUM_TRIALS):
 def draw(found):
     """Success against oversampling, and the time of a solve beside it."""
     with lr.plot.style():
-        _, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), width_ratios=(1.5, 1))
+        _, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.8), width_ratios=(1.5, 1))
         for name, (rates, _) in found.items():
             left.plot(OVERSAMPLING, rates, marker="o", label=name)
         left.set_xlabel("entries / degrees of freedom")
         left.set_ylabel("success rate")
         left.set_title(f"Rank {RANK}, {N} x {N}, condition number 10")
-        left.legend(loc="lower right")
         colours = [line.get_color() for line in left.get_lines()]
         bars = right.barh(list(found), [seconds for _, seconds in found.values()], color=colours, height=0.62)
         right.bar_label(bars, fmt="%.1f", padding=4)
         right.invert_yaxis()
-        right.set_yticks([])
+        right.tick_params(axis="y", length=0)  # the names are the legend of both
         right.grid(False, axis="y")
         right.margins(x=0.15)
         right.set_xlabel("milliseconds for each solve")
