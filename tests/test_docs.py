@@ -21,6 +21,7 @@ PAGES = sorted(path.stem for path in DOCS.glob("*.md") if "```python" in path.re
 
 
 def run_snippets(page, namespace):
+    # Blocks marked "py" want what a test has not, a cluster say.
     for code in re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL):
         exec(compile(code, f"{page}.md", "exec"), namespace)
     plt.close("all")
