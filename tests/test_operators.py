@@ -12,7 +12,7 @@ import lrjax as lr
 from lrjax import operators, testing
 from lrjax.linalg.rows import RowProblem
 from lrjax.operators.base import Operator
-from lrjax.solvers._common import FirstOrderState
+from lrjax.solvers._common import FirstOrderState, symmetric_product
 
 KEY = jax.random.key(0)
 PRIMITIVE = tuple(OPERATORS)[:6]
@@ -552,3 +552,13 @@ def test_check_solver_can_fail(lie, text):
     problem, _ = lr.synthetic.matrix_sensing(KEY, shape=(4, 3), rank=1, num_measurements=20)
     with pytest.raises(AssertionError, match=f"Liar.*{text}"):
         testing.check_solver(Liar(lie=lie), problem, KEY, num_steps=2)
+
+
+@pytest.mark.parametrize("build", [lr.operators.DenseEnsemble.gaussian, lr.operators.SeededGaussianEnsemble.create])
+def test_symmetric_ensembles_need_one_product(build, x64):
+    """`(A*(z) + A*(z)^T) u`, of which solvers with tied factors compute half and double it."""
+    operator = build(jax.random.key(0), (5, 5), 40, symmetric=True)
+    z, u = jax.random.normal(jax.random.key(1), (40,)), jax.random.normal(jax.random.key(2), (5, 2))
+    found = symmetric_product(lr.Problem(operator, z), z, u)
+    whole = np.asarray(operator.adjoint(z))
+    np.testing.assert_allclose(found, (whole + whole.T) @ np.asarray(u), rtol=1e-12, atol=1e-12)

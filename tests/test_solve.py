@@ -616,3 +616,19 @@ def test_over_relaxation_saves_steps_and_changes_nothing_else(condition_number):
             assert float(solution.trace["relative_error"][-1]) < 1e-8
             steps[accelerate] = int(solution.num_steps)
         assert steps[True] <= 0.8 * steps[False], steps
+
+
+def test_lanes_share_what_they_share():
+    """A vmapped solve does not copy the ensemble that all lanes measure with."""
+    problem, _ = lr.synthetic.matrix_sensing(
+        KEY, shape=(12, 12), rank=1, num_measurements=900, symmetric=True, corruption=0.1
+    )
+    solver = lr.SubgradientMethod(max_rank=1, symmetric=True)
+
+    def run(operator, y, key):
+        return lr.solve(lr.Problem(operator, y, loss=problem.loss), solver, key, num_steps=20).factors.dense()
+
+    lanes = jax.jit(jax.vmap(run, in_axes=(None, 0, 0)))
+    ys, keys = jnp.stack([problem.y] * 16), jax.random.split(KEY, 16)
+    memory = lanes.lower(problem.operator, ys, keys).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * problem.operator.rows.nbytes
