@@ -18,6 +18,8 @@ from lrjax._rank import select_rank as select_rank
 from lrjax._solve import Solution as Solution
 from lrjax._solve import iterate as iterate
 from lrjax._solve import solve as solve
+from lrjax._sparse_bayesian import SparseBayesianResult as SparseBayesianResult
+from lrjax._sparse_bayesian import sparse_bayesian as sparse_bayesian
 from lrjax._sweep import load_sweep as load_sweep
 from lrjax._sweep import sweep as sweep
 from lrjax.factors import Factors as Factors

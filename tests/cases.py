@@ -44,6 +44,12 @@ def _masked(key, shape, symmetric, dtype):
     return operators.masked(inner, np.arange(MEASUREMENTS) % 5 != 0)
 
 
+def _kronecker(key, shape, dtype):
+    sizes = ((8, shape[0]), (8, shape[1]))
+    parts = [jax.random.normal(k, size, dtype) for k, size in zip(jax.random.split(key), sizes, strict=True)]
+    return operators.Kronecker.from_matrices(parts)
+
+
 # name -> builder(key, shape, symmetric, dtype)
 OPERATORS: dict[str, Callable[..., Any]] = {
     "dense": _dense,
@@ -62,6 +68,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "masked": _masked,
     "stacked": _stacked,
     "summed": _summed,
+    "kronecker": lambda key, shape, symmetric, dtype: _kronecker(key, shape, dtype),
 }
 PLAIN = tuple(OPERATORS)[:6]
 

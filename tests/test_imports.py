@@ -22,6 +22,7 @@ LAYERS = (
         "__main__",
         "_complete",
         "_rank",
+        "_sparse_bayesian",
         "_sweep",
         "_checkpoint",
         "_fits",
