@@ -7,6 +7,7 @@ from lrjax import losses as losses
 from lrjax import metrics as metrics
 from lrjax import operators as operators
 from lrjax import plot as plot
+from lrjax import private as private
 from lrjax import sketching as sketching
 from lrjax import status as status
 from lrjax import step_sizes as step_sizes

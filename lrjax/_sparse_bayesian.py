@@ -120,7 +120,9 @@ def sparse_bayesian(
     dtype = operator.matrices[0].dtype
     if jnp.shape(y) != (operator.num_measurements,) or jnp.result_type(y) != dtype:
         seen = f"{jnp.shape(y)}, {jnp.result_type(y)}"
-        raise ValueError(f"y must have shape ({operator.num_measurements},) and the operator's dtype {dtype}; got {seen}")
+        raise ValueError(
+            f"y must have shape ({operator.num_measurements},) and the operator's dtype {dtype}; got {seen}"
+        )
     check_finite("y", y)
     check_choice("method", method, METHODS)
     check_count("num_steps", num_steps)
@@ -140,7 +142,7 @@ def _run(matrices, y, noise, tolerance, pruning, *, method, num_steps):
     energy = jnp.mean(_square(y))
     # What is left when everything is explained is rounding; a variance of zero would divide by zero.
     least = jnp.maximum(jnp.finfo(energy.dtype).eps * energy, jnp.finfo(energy.dtype).tiny)
-    noise = 0.1 * energy if learn else noise + 0 * energy
+    noise = jnp.maximum(0.1 * energy, least) if learn else noise + 0 * energy
     scales = _start(matrices, jnp.sum(_square(y)))
     update = _leading_parts if method == "svd" else _alternating
 

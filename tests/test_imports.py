@@ -30,6 +30,7 @@ LAYERS = (
         "_labelled",
         "_tables",
         "plot",
+        "private",
         "synthetic",
         "datasets",
         "metrics",

@@ -99,7 +99,9 @@ def test_the_svd_method_is_near_least_squares_on_the_true_support(m1, k, snr):
         theirs.append(oracle(operator, y, x))
         result = lr.sparse_bayesian(operator, y)
         learned.append(nmse(result.mean, x))
-    print(f"\n{m1, k, snr}: {np.median(ours):.2e}, noise learned {np.median(learned):.2e}; oracle {np.median(theirs):.2e}")
+    print(
+        f"\n{m1, k, snr}: {np.median(ours):.2e}, noise learned {np.median(learned):.2e}; oracle {np.median(theirs):.2e}"
+    )
     assert np.median(ours) <= 2 * np.median(theirs)
     assert np.median(learned) <= 2 * np.median(theirs)
 
@@ -163,7 +165,7 @@ def test_float32_jit_and_vmap():
     assert single.mean.dtype == np.float32
     assert nmse(single.mean, x) < 5e-3
     batched = jax.jit(jax.vmap(run))(jnp.stack([y, -y]), jnp.full(2, noise, jnp.float32))
-    np.testing.assert_allclose(batched.mean, jnp.stack([single.mean, -single.mean]), atol=1e-4)
+    np.testing.assert_allclose(batched.mean, jnp.stack([single.mean, -single.mean]), atol=5e-3)
     assert batched.status.shape == (2,)
 
 
