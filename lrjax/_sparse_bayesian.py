@@ -1,7 +1,7 @@
 """Sparse Bayesian learning when both the measurement matrix and the support are Kronecker products."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,11 +118,10 @@ def sparse_bayesian(
     if not isinstance(operator, Kronecker):
         raise ValueError(f"operator must be a lrjax.operators.Kronecker; got {type(operator).__name__}")
     dtype = operator.matrices[0].dtype
-    if jnp.shape(y) != (operator.num_measurements,) or jnp.result_type(y) != dtype:
+    m = operator.num_measurements
+    if jnp.shape(y) != (m,) or jnp.result_type(y) != dtype:
         seen = f"{jnp.shape(y)}, {jnp.result_type(y)}"
-        raise ValueError(
-            f"y must have shape ({operator.num_measurements},) and the operator's dtype {dtype}; got {seen}"
-        )
+        raise ValueError(f"y must have shape ({m},) and the dtype of the operator, {dtype}; got {seen}")
     check_finite("y", y)
     check_choice("method", method, METHODS)
     check_count("num_steps", num_steps)

@@ -21,6 +21,7 @@ LAYERS = (
     (
         "__main__",
         "_complete",
+        "_ho_kalman",
         "_rank",
         "_sparse_bayesian",
         "_sweep",

@@ -132,6 +132,21 @@ def _kronecker(seed, num_row_modes, complex_too=False):
     return op, whole.reshape(len(whole), *op.shape)
 
 
+def _explicit_hankel():
+    """Three by two blocks of two by three."""
+    op = operators.Hankel.create(3, 2, block_shape=(2, 3))
+    matrices = np.zeros((4, 2, 3, 3, 2, 2, 3))
+    for i, j, p, m in np.ndindex(3, 2, 2, 3):
+        matrices[i + j, p, m, i, j, p, m] = 1
+    return op, matrices.transpose(0, 1, 2, 3, 5, 4, 6).reshape(24, 6, 6)
+
+
+def _explicit_hankel_of_numbers():
+    op = operators.Hankel.create(N1, N2)
+    k, rows, cols = np.ogrid[: N1 + N2 - 1, :N1, :N2]
+    return op, (rows + cols == k).astype(float)
+
+
 def _explicit_kronecker():
     return _kronecker(5, 1)
 
@@ -174,6 +189,17 @@ def _assert_is(op, a):
 def test_all_methods_against_explicit_matrices(build):
     with jax.enable_x64(True):
         _assert_is(*build())
+
+
+@pytest.mark.parametrize("name", ["hankel", "sampled", "dense"])
+def test_adjoint_matrix_is_one_for_rsvd(name):
+    with jax.enable_x64(True):
+        op = OPERATORS[name](KEY, (7, 5), False, "float64")
+        z = jnp.asarray(np.random.default_rng(10).standard_normal(op.num_measurements))
+        u, s, _ = lr.rsvd(operators.AdjointMatrix(operator=op, z=z), 3, key=KEY)
+        expected = np.linalg.svd(op.adjoint(z))
+        np.testing.assert_allclose(s, expected[1][:3], rtol=1e-10)
+        np.testing.assert_allclose(abs(np.sum(u * expected[0][:, :3], axis=0)), 1, rtol=1e-10)
 
 
 @pytest.mark.parametrize("num_row_modes", [1, 2, 3])

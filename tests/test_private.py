@@ -51,7 +51,7 @@ def test_three_sketches_and_a_tree_compose():
     sketch = private.LowRankSketch.create(KEY, (30, 25), size=6, core_size=14)
     ask = lambda **rest: np.array(private.noise_deviations(sketch, epsilon=1.0, delta=1e-5, **rest))
     lengths = [np.linalg.norm(a, 2) for a in (sketch.column_map, sketch.row_map, sketch.core_left, sketch.core_right)]
-    total = math.sqrt(sum((d / s) ** 2 for d, s in zip((*lengths[:2], lengths[2] * lengths[3]), ask(neighbours="any"))))
+    total = np.linalg.norm([*lengths[:2], lengths[2] * lengths[3]] / ask(neighbours="any"))
     np.testing.assert_allclose(total, 1 / private.gaussian_noise(1.0, 1e-5), rtol=1e-5)
     np.testing.assert_allclose(ask(change=3.0), 3 * ask(), rtol=1e-12)
     # Levels of the tree: 1 for one release, 7 for 64.
@@ -125,7 +125,7 @@ def test_without_noise_the_error_falls_to_the_best_with_the_size():
 
 @pytest.mark.usefixtures("x64")
 def test_the_private_sketch_is_less_accurate_than_noise_on_the_matrix():
-    """At epsilon 1, delta 1e-5 a prototype found 3.1 to 5.3 times the best error against 1.36: space is what it buys."""
+    """At epsilon 1, delta 1e-5 a prototype found 3.1 to 5.3 times the best error against 1.36; it buys space."""
     x = 3 * decaying()
     sketch = private.LowRankSketch.create(KEY, x.shape, size=20, core_size=60)
     deviations = private.noise_deviations(sketch, epsilon=1.0, delta=1e-5)
@@ -143,7 +143,9 @@ def test_the_tree_releases_every_prefix():
     """Exact without noise at all 13 times; with noise its variance is that of the digits of the time."""
     changes = np.random.default_rng(8).standard_normal((13, 12, 9))
     empty = private.LowRankSketch.create(KEY, (12, 9), size=4)
-    tree = lambda deviations: private.TreeRelease.create(empty, KEY, num_releases=13, deviations=deviations)
+    tree = lambda deviations: private.TreeRelease.create(
+        empty, jax.random.key(9), num_releases=13, deviations=deviations
+    )
 
     @jax.jit
     def run(tree):

@@ -20,7 +20,7 @@ def draw(rng, *shape, is_complex=False):
 
 
 def experiment(m1, k, snr_db, seed, *, n=15, sizes=None, is_complex=False):
-    """Gaussian matrices, `k` non-zeros a mode, noise of the stated share of the mean power; `(operator, y, x, noise)`."""
+    """Gaussian matrices, `k` non-zeros a mode, noise at `snr_db`; returns `(operator, y, x, noise)`."""
     rng = np.random.default_rng(seed)
     sizes = (m1, 12, 15) if sizes is None else sizes
     parts = [draw(rng, m, n, is_complex=is_complex) for m in sizes]
@@ -99,11 +99,10 @@ def test_the_svd_method_is_near_least_squares_on_the_true_support(m1, k, snr):
         theirs.append(oracle(operator, y, x))
         result = lr.sparse_bayesian(operator, y)
         learned.append(nmse(result.mean, x))
-    print(
-        f"\n{m1, k, snr}: {np.median(ours):.2e}, noise learned {np.median(learned):.2e}; oracle {np.median(theirs):.2e}"
-    )
-    assert np.median(ours) <= 2 * np.median(theirs)
-    assert np.median(learned) <= 2 * np.median(theirs)
+    medians = [float(np.median(errors)) for errors in (ours, learned, theirs)]
+    print(f"\n{m1, k, snr}: {medians[0]:.2e}, noise learned {medians[1]:.2e}; least squares {medians[2]:.2e}")
+    assert medians[0] <= 2 * medians[2]
+    assert medians[1] <= 2 * medians[2]
 
 
 @pytest.mark.usefixtures("x64")
@@ -127,7 +126,8 @@ def test_units_do_not_matter_and_pruning_switches_off(method):
     pruned = run(y, noise_variance=noise, pruning=1e-3)
     for g, axis in zip(pruned.scales, range(3), strict=True):
         alive = np.asarray(x).any(axis=tuple(j for j in range(3) if j != axis))
-        assert (np.asarray(g) > 0).sum() <= 4
+        # The alternating method is slow to decide: it still has what is just above the threshold.
+        assert (np.asarray(g) > 0).sum() <= (2 if method == "svd" else 7)
         assert (np.asarray(g)[alive] > 0).all()
     assert nmse(pruned.mean, x) < 0.01
 
@@ -187,7 +187,10 @@ Y = np.ones(4, np.float32)
     [
         (lambda: lr.sparse_bayesian(lr.operators.Identity(matrix_shape=(2, 2)), Y), "Kronecker; got Identity"),
         (lambda: lr.sparse_bayesian(OPERATOR, Y[:3]), r"y must have shape \(4,\).*got \(3,\)"),
-        (lambda: lr.sparse_bayesian(OPERATOR, Y.astype(np.complex64)), "y must have .* dtype float32; got .*complex64"),
+        (
+            lambda: lr.sparse_bayesian(OPERATOR, Y.astype(np.complex64)),
+            "y must have .* the dtype of the operator, float32; got .*complex64",
+        ),
         (lambda: lr.sparse_bayesian(OPERATOR, Y * np.nan), "y must be finite"),
         (lambda: lr.sparse_bayesian(OPERATOR, Y, noise_variance=0.0), r"noise_variance must be finite and in \(0"),
         (lambda: lr.sparse_bayesian(OPERATOR, Y, method="am"), "method must be one of"),

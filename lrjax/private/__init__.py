@@ -1,7 +1,7 @@
-"""Low-rank factorization of a stream from linear sketches, and with noise that makes its release differentially private.
+"""Low-rank factorization of a stream from linear sketches, with noise that makes its release differentially private.
 
-Research accounting only: the guarantee is proved for exact real arithmetic and a perfect source of noise. Floating-point
-Gaussian noise from a pseudo-random generator does not have it, and no code here has been audited.
+Research accounting only: the guarantee is proved for exact real arithmetic and a perfect source of noise. Gaussian
+noise in floating point from a pseudo-random generator does not have it, and no code here has been audited.
 
 Source: Upadhyay, arXiv 1604.01429, for private factorization by three sketches; Dong, Roth and Su (2022) and Balle and
 Wang (2018) for the exact accounting of Gaussian noise; Chan, Shi and Song (2011) for the binary tree.

@@ -16,8 +16,8 @@ class LowRankSketch:
     """Three linear sketches of an `n1 x n2` matrix that arrives as a stream, enough for a low-rank approximation.
 
     `columns = X P`, `rows = Q X` and `core = S X T` with public Gaussian `P (n2, s)`, `Q (s, n1)`, `S (c, n1)` and
-    `T (n2, c)`, scaled so that the norm of a fixed matrix is kept on average. All is linear in `X`: the order of updates
-    is irrelevant, and sketches of parts, made with one key, add up (`merge`). Without noise nothing is private.
+    `T (n2, c)`, scaled so that the norm of a fixed matrix is kept on average. All is linear in `X`: the order of
+    updates is irrelevant, and sketches of parts, made with one key, add up (`merge`). Without noise nothing is private.
 
     Build it with `create`. Memory `2 s (n1 + n2) + c (n1 + n2)` numbers and a few more; `X` is never held.
 
