@@ -126,16 +126,15 @@ def test_without_noise_the_error_falls_to_the_best_with_the_size():
 @pytest.mark.usefixtures("x64")
 def test_the_private_sketch_is_less_accurate_than_noise_on_the_matrix():
     """At epsilon 1, delta 1e-5 a prototype found 3.1 to 5.3 times the best error against 1.36; it buys space."""
-    x = 3 * decaying()
+    x = decaying()
     sketch = private.LowRankSketch.create(KEY, x.shape, size=20, core_size=60)
     deviations = private.noise_deviations(sketch, epsilon=1.0, delta=1e-5)
     ours = excess(x, sketch.noisy(jax.random.key(5), deviations).add(x).low_rank(10))
     plain = excess(x, sketch.add(x).low_rank(10))
     baseline = excess(x, private.perturbed_low_rank(x, 10, jax.random.key(6), epsilon=1.0, delta=1e-5))
     print(f"\nprivate sketch {ours:.2f}, without noise {plain:.2f}, noise on the matrix {baseline:.2f}")
-    assert baseline < 1.4
-    assert plain < ours
-    assert ours > 1.5 * baseline
+    np.testing.assert_allclose(baseline, 1.36, rtol=0.05)
+    assert 2.5 < ours < 7
 
 
 @pytest.mark.usefixtures("x64")

@@ -18,7 +18,7 @@ class Hankel(Operator):
     For a sequence `h_0, ..., h_{T-1}` of `p x m` blocks, `T = block_rows + block_cols - 1`, the matrix `A*(h)` has the
     block `h_{i+j}` at `(i, j)`, and `A(X)_k` is the sum of the blocks of `X` with `i + j = k`. Measurements are the
     flat sequence. Products of a Hankel matrix with `k` columns, and `forward` of factors, cost `O(p m k T)` and
-    transforms of length `T`, without forming it. No arrays: `lrjax.operators.AdjointMatrix` with a sequence is a Hankel matrix for `rsvd`.
+    transforms of length `T`, without forming it. No arrays: `AdjointMatrix` with a sequence is a matrix for `rsvd`.
 
     Build it with `create`. Real sequences only. The transforms round relative to the largest products: blocks that are
     smaller than those by the machine epsilon are lost in `forward`, `adjoint_matmul` and `adjoint_rmatmul`.
