@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lrjax as lr
+from lrjax import testing
 
 KEY = jax.random.key(0)
 FREQUENCIES = np.linspace(0, np.pi, 100)
@@ -87,7 +88,7 @@ def test_jit_vmap_dtype_and_gradient():
     assert lr.ho_kalman(responses[0].astype(jnp.float32), 3).a.dtype == np.float32
     weights = jnp.asarray(np.random.default_rng(4).standard_normal((20, 2, 2)))
     noisy = responses[0] + 0.01 * jnp.asarray(np.random.default_rng(5).standard_normal((15, 2, 2)))
-    lr.testing.check_gradient(lambda markov: jnp.sum(run(markov) * weights), noisy, KEY)
+    testing.check_gradient(lambda markov: jnp.sum(run(markov) * weights), noisy, KEY)
 
 
 def test_a_large_hankel_matrix_is_never_formed():
