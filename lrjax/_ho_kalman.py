@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from lrjax._checks import check_count, check_finite, check_key, check_real
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
+from lrjax.linalg.svd import attach_derivative
 from lrjax.operators.hankel import AdjointMatrix, Hankel
 from lrjax.sketching import rsvd
 
@@ -84,7 +85,8 @@ def ho_kalman(
 
     Cost: dense `O((p m T^2 / 4)^(3/2))`; with `key` `2 power_steps + 3` products of `O(p m k T)` with `k = order +
     oversample` columns, and `O((p + m) T k^2)`. Do not use it for unstable systems over long horizons, whose last
-    parameters drown the first, nor to differentiate where singular values repeat.
+    parameters drown the first, nor to differentiate where singular values that are
+    kept repeat. With `key` the derivative is that of the exact triples.
 
     Source: Ho and Kalman (1966); with a randomized SVD Wang and Anderson, arXiv 2109.02703.
 
@@ -108,13 +110,15 @@ def ho_kalman(
         raise ValueError(f"order must be at most {min(structure.shape)}, of a {structure.shape} matrix; got {order}")
     check_count("oversample", oversample, minimum=0)
     first, later = markov[1:-1].reshape(-1), markov[2:].reshape(-1)
+    matrix = AdjointMatrix(operator=structure, z=first)
     if key is None:
-        u, s, vt = jnp.linalg.svd(structure.adjoint(first), full_matrices=False)
-        u, s, v = u[:, :order], s[:order], vt.T[:, :order]
+        # The derivative of the triples that are kept alone: those dropped may be zero, or repeat.
+        u, s, vt = jax.lax.stop_gradient(jnp.linalg.svd(structure.adjoint(first), full_matrices=False))
+        triples = u[:, :order], s[:order], vt.T[:, :order]
+        u, s, v = attach_derivative(_products, order, matrix, triples)
     else:
         check_key(key)
         spare = min(oversample, min(structure.shape) - order)
-        matrix = AdjointMatrix(operator=structure, z=first)
         u, s, v = rsvd(matrix, order, key=key, oversample=spare, power_steps=power_steps)
     root = jnp.sqrt(jnp.where(s > 0, s, 1))
     root, inverse = jnp.where(s > 0, root, 0), jnp.where(s > 0, 1 / root, 0)
@@ -125,3 +129,7 @@ def ho_kalman(
         c=u[:p] * root[None, :],
         d=markov[0],
     )
+
+
+def _products(matrix: AdjointMatrix):
+    return matrix.apply, matrix.apply_adjoint

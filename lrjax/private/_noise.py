@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lrjax._checks import check_choice, check_count, check_key, check_range, check_real
 from lrjax.factors import Factors
@@ -61,7 +62,7 @@ def noise_deviations(
     check_range("change", change, low=0, open_low=True)
     check_choice("neighbours", neighbours, NEIGHBOURS)
     levels = check_count("num_releases", num_releases).bit_length()
-    if isinstance(sketch.core, jax.core.Tracer):
+    if isinstance(sketch.core, Tracer):
         raise ValueError("sketch is traced; noise_deviations runs on the host: call it outside of jit")
     if neighbours == "any":
         norm = lambda a: float(np.linalg.norm(np.asarray(a, float), 2))

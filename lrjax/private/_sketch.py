@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lrjax._checks import check_count, check_finite, check_key, check_range, check_shape
 from lrjax._pytree import pytree, replace
@@ -135,7 +136,7 @@ class LowRankSketch:
         for name in ("column_map", "row_map", "core_left", "core_right"):
             one, two = getattr(self, name), getattr(other, name)
             same = one.shape == two.shape and one.dtype == two.dtype
-            if same and not isinstance(one, jax.core.Tracer) and not isinstance(two, jax.core.Tracer):
+            if same and not isinstance(one, Tracer) and not isinstance(two, Tracer):
                 same = bool(np.array_equal(one, two))
             if not same:
                 raise ValueError("other must have been created with the same key, shape, sizes and dtype")
@@ -188,7 +189,7 @@ class LowRankSketch:
         value = jnp.asarray(value)
         if value.ndim != 1 or not jnp.issubdtype(value.dtype, jnp.integer):
             raise ValueError(f"{name} must be a vector of integers; got shape {value.shape}, {value.dtype}")
-        if not isinstance(value, jax.core.Tracer):
+        if not isinstance(value, Tracer):
             check_range(name, np.asarray(value), low=0, high=bound - 1)
         return value
 

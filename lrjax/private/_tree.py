@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from lrjax._checks import check_count, check_key, check_range
 from lrjax._pytree import pytree, replace
@@ -29,8 +30,8 @@ class TreeRelease:
     """
 
     maps: LowRankSketch
-    sums: tuple[jax.Array, jax.Array, jax.Array]
-    closed: tuple[jax.Array, jax.Array, jax.Array]
+    sums: tuple[jax.Array, ...]
+    closed: tuple[jax.Array, ...]
     deviations: jax.Array
     key: jax.Array
     time: jax.Array
@@ -76,7 +77,7 @@ class TreeRelease:
             ValueError: all `num_releases` steps are used up (seen outside of jit only; inside, the tree then turns into
                 NaN rather than release more than was accounted for).
         """
-        if not isinstance(self.time, jax.core.Tracer) and int(self.time) >= self.num_releases:
+        if not isinstance(self.time, Tracer) and int(self.time) >= self.num_releases:
             raise ValueError(f"all {self.num_releases} steps of the tree are used up")
         time = self.time + 1
         levels = self.sums[0].shape[0]
