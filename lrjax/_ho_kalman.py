@@ -45,11 +45,12 @@ class StateSpace:
 
     def frequency_response(self, frequencies: Any) -> jax.Array:
         """`c (exp(i w) - a)^-1 b + d` at angular frequencies `w (q,)`; `(q, p, m)`, complex."""
-        z = jnp.exp(1j * jnp.asarray(frequencies, self.a.dtype))
-        pencil = z[:, None, None] * jnp.eye(self.a.shape[0], dtype=self.a.dtype)[None] - self.a[None]
-        inputs = jnp.broadcast_to(self.b.astype(z.dtype)[None], (z.shape[0], *self.b.shape))
-        states = jnp.linalg.solve(pencil, inputs)
-        return jnp.einsum("pn,qnm->qpm", self.c.astype(z.dtype), states, precision="highest") + self.d[None]
+        w = jnp.asarray(frequencies, self.a.dtype)
+        z = jax.lax.complex(jnp.cos(w), jnp.sin(w))
+        a, b, c, d = (part.astype(z.dtype) for part in (self.a, self.b, self.c, self.d))
+        pencil = z[:, None, None] * jnp.eye(a.shape[0], dtype=z.dtype)[None] - a[None]
+        states = jnp.linalg.solve(pencil, jnp.broadcast_to(b[None], (z.shape[0], *b.shape)))
+        return jnp.einsum("pn,qnm->qpm", c, states, precision="highest") + d[None]
 
 
 def ho_kalman(

@@ -96,6 +96,15 @@ def test_jit_vmap_dtype_and_gradient():
     np.testing.assert_allclose(slopes[0], slopes[1], atol=1e-6 * float(jnp.abs(slopes[0]).max()))
 
 
+def test_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        markov = jnp.asarray(np.random.default_rng(6).standard_normal((9, 2, 1)), jnp.float32)
+        for key in (None, KEY):
+            system = lr.ho_kalman(markov, 2, key=key)
+            assert system.frequency_response(np.zeros(3)).dtype == np.complex64
+            assert system.markov(4).dtype == np.float32
+
+
 def test_a_large_hankel_matrix_is_never_formed():
     """20,000 x 20,000 numbers would take 1.6 GB."""
     markov = jax.ShapeDtypeStruct((20_001, 1, 2), jnp.float32)

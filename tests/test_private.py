@@ -207,5 +207,16 @@ def test_the_door(call, message):
         call()
 
 
+def test_strict_promotion_in_float32():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        empty = private.LowRankSketch.create(KEY, (6, 5), size=2, dtype=jnp.float32)
+        one = empty.add_rows(jnp.array([1, 1]), jnp.ones((2, 5), jnp.float32)).noisy(KEY, (0.1, 0.1, 0.1))
+        one = one.add_entries(jnp.array([3]), jnp.array([4]), jnp.ones(1, jnp.float32))
+        tree = private.TreeRelease.create(empty, KEY, num_releases=3, deviations=(0.1, 0.1, 0.1)).update(one)
+        assert tree.release().low_rank(1).left.dtype == np.float32
+        x = private.perturbed_low_rank(jnp.ones((4, 3), jnp.float32), 1, KEY, epsilon=1.0, delta=1e-5)
+        assert x.left.dtype == np.float32
+
+
 def test_it_is_lr_private():
     assert lr.private is private

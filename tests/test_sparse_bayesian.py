@@ -76,7 +76,8 @@ def test_the_expectation_step_is_the_dense_formula(is_complex):
 def test_the_alternating_method_never_raises_the_cost(is_complex, learn):
     operator, y, x, noise = experiment(0, 2, 25, 2, n=8, sizes=(6, 5, 7), is_complex=is_complex)
     given = None if learn else noise
-    result = lr.sparse_bayesian(operator, y, noise_variance=given, method="alternating", num_steps=200, tolerance=0)
+    exact = dict(method="alternating", tolerance=0.0, pruning=0.0)
+    result = lr.sparse_bayesian(operator, y, noise_variance=given, num_steps=200, **exact)
     cost = np.asarray(result.cost)
     assert np.diff(cost).max() <= 1e-9 * np.abs(cost).max()
     assert cost[0] - cost[-1] > 10
@@ -121,7 +122,7 @@ def test_complex_data_and_two_modes():
 def test_units_do_not_matter_and_pruning_switches_off(method):
     operator, y, x, noise = experiment(0, 2, 30, 4, n=8, sizes=(6, 5, 7))
     run = lambda y, **rest: lr.sparse_bayesian(operator, y, method=method, num_steps=100, **rest)
-    one, large = run(y, noise_variance=noise), run(1e5 * y, noise_variance=1e10 * noise)
+    one, large = (run(c * y, noise_variance=c**2 * noise, pruning=0.0) for c in (1.0, 1e5))
     np.testing.assert_allclose(large.mean, 1e5 * one.mean, rtol=1e-6, atol=1e-3)
     pruned = run(y, noise_variance=noise, pruning=1e-3)
     for g, axis in zip(pruned.scales, range(3), strict=True):
@@ -167,6 +168,17 @@ def test_float32_jit_and_vmap():
     batched = jax.jit(jax.vmap(run))(jnp.stack([y, -y]), jnp.full(2, noise, jnp.float32))
     np.testing.assert_allclose(batched.mean, jnp.stack([single.mean, -single.mean]), atol=5e-3)
     assert batched.status.shape == (2,)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("method", sbl.METHODS)
+def test_strict_promotion(is_complex, method):
+    operator, y, _, _ = experiment(0, 2, 30, 6, n=8, sizes=(6, 5, 7), is_complex=is_complex)
+    dtype = jnp.complex64 if is_complex else jnp.float32
+    operator, y = jax.tree.map(lambda a: jnp.asarray(a, dtype), (operator, y))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        result = lr.sparse_bayesian(operator, y, method=method, num_steps=3)
+    assert (result.mean.dtype, result.variance.dtype, result.status.dtype) == (dtype, np.float32, np.int32)
 
 
 def test_zero_and_broken_data():
