@@ -76,8 +76,8 @@ def sparse_bayesian(
 
     - "svd": the leading rank-one part of the tensor of second moments, one mode after the other, each by a power
       iteration. Approximate, so that the cost may rise now and then; far fewer steps in practice, and better.
-    - "alternating": the exact minimiser in one mode after the other, 30 rounds. The cost never rises, but by pruning. Slow: hundreds
-      of steps.
+    - "alternating": the exact minimiser in one mode after the other, 30 rounds. The cost never rises, but by pruning.
+      Slow: hundreds of steps.
 
     A pure function of its arrays: jit it with the other arguments fixed, and vmap it. Scales start equal, at the
     size that explains the energy of `y`, so that nothing depends on units.
@@ -90,8 +90,10 @@ def sparse_bayesian(
         num_steps: steps at most.
         tolerance: stop when no mode's scales changed by more than this, relative to their norm.
         pruning: after a step switch off, for good, scales below this share of the largest of their mode. Entries are
-            masked, not removed. Zero keeps everything that is above rounding: for values that differ by more than
-            the root of the share, or for a cost that never rises; slower, and less accurate by up to a third.
+            masked, not removed. Zero keeps all that is above rounding: for values that differ by more than the root of
+            the share, or for a cost that never rises. Measured at 15^3 unknowns, 3^3 of them not zero, and 20 dB
+            (relative squared errors, 4.8e-4 for least squares on the support): "svd" 4.8e-4 in 10 steps, and without
+            pruning 6.1e-4 in 41; "alternating" 4.8e-4 in 78 with 1e-2, and 1.7e-2 in 150 without.
 
     Returns:
         A `SparseBayesianResult`. Lack of convergence does not raise: look at `status`.
