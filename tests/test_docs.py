@@ -90,7 +90,7 @@ def documented_names():
 MODULES = [
     "lrjax",
     *("lrjax." + name for name in "operators losses sketching synthetic metrics diagnostics plot initial".split()),
-    *("lrjax." + name for name in "step_sizes testing datasets status".split()),
+    *("lrjax." + name for name in "step_sizes testing datasets status private".split()),
 ]
 
 

@@ -21,7 +21,9 @@ LAYERS = (
     (
         "__main__",
         "_complete",
+        "_ho_kalman",
         "_rank",
+        "_sparse_bayesian",
         "_sweep",
         "_checkpoint",
         "_fits",
@@ -29,6 +31,7 @@ LAYERS = (
         "_labelled",
         "_tables",
         "plot",
+        "private",
         "synthetic",
         "datasets",
         "metrics",

@@ -121,6 +121,44 @@ def _explicit_summed():
     return operators.summed(one, two, one), 2 * a + b
 
 
+def _kronecker(seed, num_row_modes, complex_too=False):
+    """Three modes, and the Kronecker product itself as matrices."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.standard_normal(size) for size in ((2, 3), (4, 2), (3, 4))]
+    if complex_too:
+        parts = [a + 1j * rng.standard_normal(a.shape) for a in parts]
+    whole = functools.reduce(np.kron, parts)
+    op = operators.Kronecker.from_matrices(parts, num_row_modes=num_row_modes)
+    return op, whole.reshape(len(whole), *op.shape)
+
+
+def _explicit_hankel():
+    """Three by two blocks of two by three."""
+    op = operators.Hankel.create(3, 2, block_shape=(2, 3))
+    matrices = np.zeros((4, 2, 3, 3, 2, 2, 3))
+    for i, j, p, m in np.ndindex(3, 2, 2, 3):
+        matrices[i + j, p, m, i, j, p, m] = 1
+    return op, matrices.transpose(0, 1, 2, 3, 5, 4, 6).reshape(24, 6, 6)
+
+
+def _explicit_hankel_of_numbers():
+    op = operators.Hankel.create(N1, N2)
+    k, rows, cols = np.ogrid[: N1 + N2 - 1, :N1, :N2]
+    return op, (rows + cols == k).astype(float)
+
+
+def _explicit_kronecker():
+    return _kronecker(5, 1)
+
+
+def _explicit_kronecker_two_row_modes():
+    return _kronecker(6, 2)
+
+
+def _explicit_kronecker_of_a_vector():
+    return _kronecker(7, 3)
+
+
 EXPLICIT = {name[10:]: build for name, build in globals().items() if name.startswith("_explicit_")}
 
 
@@ -151,6 +189,33 @@ def _assert_is(op, a):
 def test_all_methods_against_explicit_matrices(build):
     with jax.enable_x64(True):
         _assert_is(*build())
+
+
+@pytest.mark.parametrize("name", ["hankel", "sampled", "dense"])
+def test_adjoint_matrix_is_one_for_rsvd(name):
+    with jax.enable_x64(True):
+        op = OPERATORS[name](KEY, (7, 5), False, "float64")
+        z = jnp.asarray(np.random.default_rng(10).standard_normal(op.num_measurements))
+        u, s, _ = lr.rsvd(operators.AdjointMatrix(operator=op, z=z), 3, key=KEY)
+        expected = np.linalg.svd(op.adjoint(z))
+        np.testing.assert_allclose(s, expected[1][:3], rtol=1e-10)
+        np.testing.assert_allclose(abs(np.sum(u * expected[0][:, :3], axis=0)), 1, rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_row_modes", [1, 2, 3])
+def test_complex_kronecker_has_the_hermitian_adjoint(num_row_modes):
+    with jax.enable_x64(True):
+        op, a = _kronecker(8, num_row_modes, complex_too=True)
+        rng = np.random.default_rng(9)
+        normal = lambda *shape: rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+        (n1, n2), z = op.shape, normal(len(a))
+        x, u, v = normal(n1, n2), normal(n1, 2), normal(n2, 2)
+        adjoint = np.einsum("m,mij->ij", z, a.conj())
+        np.testing.assert_allclose(op.forward_dense(x), np.einsum("mij,ij->m", a, x), atol=1e-12)
+        np.testing.assert_allclose(op.forward(u, v), np.einsum("mij,ij->m", a, u @ v.T), atol=1e-12)
+        np.testing.assert_allclose(op.adjoint(z), adjoint, atol=1e-12)
+        np.testing.assert_allclose(op.adjoint_matmul(z, v), adjoint @ v, atol=1e-12)
+        np.testing.assert_allclose(op.adjoint_rmatmul(z, u), adjoint.T @ u, atol=1e-12)
 
 
 @jax.jit

@@ -1,0 +1,136 @@
+"""A linear system from its impulse response, by the singular values of a block Hankel matrix."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrjax._checks import check_count, check_finite, check_key, check_real
+from lrjax._pytree import pytree
+from lrjax.factors import matmul
+from lrjax.linalg.svd import attach_derivative
+from lrjax.operators.hankel import AdjointMatrix, Hankel
+from lrjax.sketching import rsvd
+
+
+@pytree
+class StateSpace:
+    """The system `x_{t+1} = a x_t + b u_t`, `y_t = c x_t + d u_t`, with `n` states, `m` inputs and `p` outputs.
+
+    A change of basis of the states gives the same system: compare `markov` or `frequency_response`, not entries.
+
+    Attributes:
+        a: `(n, n)`.
+        b: `(n, m)`.
+        c: `(p, n)`.
+        d: `(p, m)`.
+
+    Examples:
+        >>> import jax.numpy as jnp, lrjax as lr
+        >>> one = jnp.ones((1, 1))
+        >>> lr.StateSpace(a=0.5 * one, b=one, c=one, d=0 * one).markov(4).ravel().tolist()
+        [0.0, 1.0, 0.5, 0.25]
+    """
+
+    a: jax.Array
+    b: jax.Array
+    c: jax.Array
+    d: jax.Array
+
+    def markov(self, length: int) -> jax.Array:
+        """`d, c b, c a b, c a^2 b, ...`: the response to an impulse, `(length, p, m)`."""
+        check_count("length", length)
+        powers = jax.lax.scan(lambda x, _: (matmul(self.a, x), matmul(self.c, x)), self.b, None, length=length - 1)[1]
+        return jnp.concatenate([self.d[None], powers])
+
+    def frequency_response(self, frequencies: Any) -> jax.Array:
+        """`c (exp(i w) - a)^-1 b + d` at angular frequencies `w (q,)`; `(q, p, m)`, complex."""
+        w = jnp.asarray(frequencies, self.a.dtype)
+        z = jax.lax.complex(jnp.cos(w), jnp.sin(w))
+        a, b, c, d = (part.astype(z.dtype) for part in (self.a, self.b, self.c, self.d))
+        pencil = z[:, None, None] * jnp.eye(a.shape[0], dtype=z.dtype)[None] - a[None]
+        states = jnp.linalg.solve(pencil, jnp.broadcast_to(b[None], (z.shape[0], *b.shape)))
+        return jnp.einsum("pn,qnm->qpm", c, states, precision="highest") + d[None]
+
+
+def ho_kalman(
+    markov: jax.Array,
+    order: int,
+    *,
+    block_rows: int | None = None,
+    key: jax.Array | None = None,
+    oversample: int = 10,
+    power_steps: int = 1,
+) -> StateSpace:
+    """A system of given order from its Markov parameters `D, C B, C A B, ...`, exact or estimated.
+
+    The block Hankel matrix of `C B, C A B, ...` is observability times controllability, of rank `order`; balanced
+    factors come from its singular triples, and `A` from the same matrix one block later. With a `key` the triples come
+    from `rsvd`, and the matrix is never formed: products are by fast Fourier transforms. One power step then loses
+    nothing beside the error of estimated parameters; none costs about a factor of two.
+
+    Args:
+        markov: `(T, p, m)`, at least three; the response of `p` outputs to an impulse at each of `m` inputs. Estimate
+            it with `lrjax.lstsq` from last outputs and reversed inputs of several runs.
+        order: states, at most the smaller side of the Hankel matrix.
+        block_rows: `T_1`, with `T - 1 - T_1` block columns; half of `T` if left out.
+        key: random key, for `rsvd`; a dense SVD without.
+        oversample: for `rsvd`; cut where the matrix is too small for it.
+        power_steps: for `rsvd`.
+
+    Returns:
+        A `StateSpace`. If the response needs fewer states than `order`, the surplus ones carry rounding errors.
+
+    Raises:
+        ValueError: another shape, not real or finite, or an order or a number of blocks that does not fit.
+
+    Cost: dense `O((p m T^2 / 4)^(3/2))`; with `key` `2 power_steps + 3` products of `O(p m k T)` with `k = order +
+    oversample` columns, and `O((p + m) T k^2)`. Do not use it for unstable systems over long horizons, whose last
+    parameters drown the first, nor to differentiate where singular values that are
+    kept repeat. With `key` the derivative is that of the exact triples.
+
+    Source: Ho and Kalman (1966); with a randomized SVD Wang and Anderson, arXiv 2109.02703.
+
+    Examples:
+        >>> import jax.numpy as jnp, lrjax as lr
+        >>> response = jnp.array([0.0, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125])[:, None, None]
+        >>> round(float(lr.ho_kalman(response, 1).a[0, 0]), 5)
+        0.5
+    """
+    check_real("markov", markov)
+    markov = jnp.asarray(markov)
+    if markov.ndim != 3 or markov.shape[0] < 3 or 0 in markov.shape:
+        raise ValueError(f"markov must have shape (T, p, m) with T >= 3; got {markov.shape}")
+    check_finite("markov", markov)
+    length, p, m = markov.shape
+    rows = length // 2 if block_rows is None else check_count("block_rows", block_rows)
+    if rows > length - 2:
+        raise ValueError(f"block_rows must be at most {length - 2}, two less than the parameters; got {block_rows}")
+    structure = Hankel.create(rows, length - 1 - rows, block_shape=(p, m))
+    if check_count("order", order) > min(structure.shape):
+        raise ValueError(f"order must be at most {min(structure.shape)}, of a {structure.shape} matrix; got {order}")
+    check_count("oversample", oversample, minimum=0)
+    first, later = markov[1:-1].reshape(-1), markov[2:].reshape(-1)
+    matrix = AdjointMatrix(operator=structure, z=first)
+    if key is None:
+        # The derivative of the triples that are kept alone: those dropped may be zero, or repeat.
+        u, s, vt = jax.lax.stop_gradient(jnp.linalg.svd(structure.adjoint(first), full_matrices=False))
+        triples = u[:, :order], s[:order], vt.T[:, :order]
+        u, s, v = attach_derivative(_products, order, matrix, triples)
+    else:
+        check_key(key)
+        spare = min(oversample, min(structure.shape) - order)
+        u, s, v = rsvd(matrix, order, key=key, oversample=spare, power_steps=power_steps)
+    root = jnp.sqrt(jnp.where(s > 0, s, 1))
+    root, inverse = jnp.where(s > 0, root, 0), jnp.where(s > 0, 1 / root, 0)
+    inner = matmul(u.T, structure.adjoint_matmul(later, v))
+    return StateSpace(
+        a=inverse[:, None] * inner * inverse[None, :],
+        b=(root[None, :] * v[:m]).T,
+        c=u[:p] * root[None, :],
+        d=markov[0],
+    )
+
+
+def _products(matrix: AdjointMatrix):
+    return matrix.apply, matrix.apply_adjoint
