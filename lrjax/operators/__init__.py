@@ -9,6 +9,9 @@ from lrjax.operators.combinators import summed as summed
 from lrjax.operators.dense import DenseEnsemble as DenseEnsemble
 from lrjax.operators.entries import EntryMask as EntryMask
 from lrjax.operators.entries import Identity as Identity
+from lrjax.operators.gains import GainMeasurements as GainMeasurements
+from lrjax.operators.gains import InverseGainSystem as InverseGainSystem
+from lrjax.operators.gains import SeededGainMeasurements as SeededGainMeasurements
 from lrjax.operators.rank_one import RankOneMeasurements as RankOneMeasurements
 from lrjax.operators.sampled_entries import SampledEntries as SampledEntries
 from lrjax.operators.seeded import SeededGaussianEnsemble as SeededGaussianEnsemble
