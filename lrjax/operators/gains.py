@@ -125,15 +125,19 @@ class GainMeasurements(Operator):
     def num_measurements(self) -> int:
         return self.num_blocks * self.block_shape[0]
 
+    def _matrices(self) -> jax.Array:
+        """`(p, m, n)`, or `(1, m, n)` for snapshots."""
+        return self.matrices[None] if self.model == "snapshots" else self.matrices
+
     def _inputs(self, right: jax.Array) -> jax.Array:
-        """`(n, k)`, or `(p, n, k)` where each block has an input of its own."""
-        return right if self.model == "repeated" else right.reshape(self.num_blocks, -1, right.shape[1])
+        """`(p, n, k)`, or `(1, n, k)` if there is one input."""
+        return right[None] if self.model == "repeated" else right.reshape(self.num_blocks, -1, right.shape[1])
 
     def _blocks(self, z: jax.Array) -> jax.Array:
         return z.reshape(self.num_blocks, -1)
 
     def forward(self, left: jax.Array, right: jax.Array) -> jax.Array:
-        images = matmul(self.matrices, self._inputs(right))
+        images = matmul(self._matrices(), self._inputs(right))
         return jnp.sum(images * left[None], axis=-1).ravel()
 
     def forward_dense(self, x: jax.Array) -> jax.Array:
@@ -150,12 +154,14 @@ class GainMeasurements(Operator):
         return jnp.einsum(f"pi,{a}->ipj", self._blocks(z), conjugate, precision="highest").reshape(self.shape)
 
     def adjoint_matmul(self, z: jax.Array, v: jax.Array) -> jax.Array:
-        images = matmul(self.matrices.conj(), self._inputs(v))
+        images = matmul(self._matrices().conj(), self._inputs(v))
         return jnp.sum(self._blocks(z)[:, :, None] * images, axis=0)
 
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
-        back = matmul(self.matrices.conj().mT, self._blocks(z)[:, :, None] * u[None])
-        return jnp.sum(back, axis=0) if self.model == "repeated" else back.reshape(-1, u.shape[1])
+        scaled = self._blocks(z)[:, :, None] * u[None]
+        if self.model == "repeated":
+            return matmul(self.matrices.reshape(-1, self.block_shape[1]).conj().T, scaled.reshape(-1, u.shape[1]))
+        return matmul(self._matrices().conj().mT, scaled).reshape(-1, u.shape[1])
 
     def linearize_inverse_gain(self, y: jax.Array) -> "InverseGainSystem":
         """The homogeneous linear system `diag(y_l) s - A_l x_l = 0` in inverse gains `s = 1 / d` and inputs."""

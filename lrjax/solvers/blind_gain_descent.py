@@ -22,7 +22,7 @@ class BlindGainDescent:
     line search with the other held says, and projects the gains on those within `radius` of one and with mean
     one. It starts at `g = 1` and the best multiple of `A*(y)^T 1`. The answer is `Factors(g, x)`, of rank one.
 
-    It is meant for `operators.GainMeasurements` with Gaussian-like matrices and positive gains; it runs on any operator.
+    Meant for `operators.GainMeasurements` with Gaussian-like matrices and positive gains; it runs on any operator.
 
     Attributes:
         radius: largest distance of a gain from one, at most one.
@@ -84,7 +84,7 @@ class BlindGainDescent:
         return self._at(problem, factors)
 
     def _ones(self, problem: Problem) -> jax.Array:
-        return jnp.ones((problem.shape[0], 1), problem.y.dtype) + 0 * problem.y[0]
+        return jnp.ones((problem.shape[0], 1), problem.y.dtype) + 0 * problem.observed()[0]
 
     def _project(self, gains: jax.Array) -> jax.Array:
         return project_gains(gains, self.radius, self.bisections) if self.gain_basis is None else gains
