@@ -199,7 +199,7 @@ def _spectral(operator: GainMeasurements, y: jax.Array) -> Calibration:
     norms = jnp.linalg.norm(dense, axis=0)
     fill = jnp.where(norms > 0, 0, jnp.where(jnp.max(norms) > 0, 2 * jnp.linalg.norm(norms), 1))
     r = jnp.linalg.qr(jnp.concatenate([dense, jnp.diag(fill).astype(dense.dtype)]), mode="r")
-    z = jnp.linalg.svd(r)[2][-1].conj()
+    z = jnp.where(norms > 0, jnp.linalg.svd(r)[2][-1].conj(), 0)
     total = jnp.sum(z[:m])
     turn = jnp.where(total != 0, total.conj() / jnp.where(total != 0, jnp.abs(total), 1), 1)
     z = z * (turn * jnp.sqrt(m / jnp.sum(jnp.abs(z[:m]) ** 2)))

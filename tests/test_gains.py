@@ -194,10 +194,10 @@ def test_a_dead_sensor_gets_gain_zero():
         found = calibrate(problem.operator, y, way)
         # Its rows say that the input is orthogonal to them: the fit is spoiled, not the arithmetic.
         assert np.isfinite(found.gains).all()
-        assert abs(found.gains[3]) < 1e-3 * np.abs(found.gains[alive]).max()
+        assert found.gains[3] == 0
         matrices = problem.operator.matrices.at[:, 3].set(0)
         found = calibrate(GainMeasurements.from_matrices(matrices), y, way)
-        assert found.gains[3] == 0 or way == "spectral"
+        assert found.gains[3] == 0
         assert lr.metrics.scaled_error(found.gains[alive], truth.left[alive, 0]) < 1e-3
 
 
@@ -295,7 +295,7 @@ def test_scaled_error(complex_):
         factor = np.linalg.lstsq(a[:, None], b, rcond=None)[0]
         expected = np.linalg.norm(factor * a - b) / np.linalg.norm(b)
         assert abs(lr.metrics.scaled_error(a, b) - expected) < 1e-14
-        assert lr.metrics.scaled_error((-2 + (1j if complex_ else 0)) * b, b) < 1e-15
+        assert lr.metrics.scaled_error((-2 + (1j if complex_ else 0)) * b, b) < 1e-14
         assert lr.metrics.scaled_error(0 * b, b) == 1
     with pytest.raises(ValueError, match=r"one shape.*\(6,\).*\(5,\)"):
         lr.metrics.scaled_error(a, b[:5])

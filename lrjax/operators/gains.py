@@ -292,7 +292,8 @@ class InverseGainSystem:
     """`M z = diag(y_l) s - A_l x_l`, `l = 1..p`, as a linear map of `z = (s; x)` that is never formed.
 
     `s` are inverse gains, `x` the input, or the inputs one after the other. Without noise the true `z` spans its null
-    space wherever the problem is determined; `lr.calibrate` solves it. It has what `lr.lstsq` wants of an operator.
+    space wherever the problem is determined; `lr.calibrate` solves it. It has what `lr.lstsq` and `lr.rsvd` want
+    of an operator.
 
     Attributes:
         operator: a `GainMeasurements` or `SeededGainMeasurements`.
@@ -314,13 +315,17 @@ class InverseGainSystem:
         return self.y.dtype
 
     def apply(self, z: jax.Array) -> jax.Array:
-        """`M z` for `z` of shape `(m + n,)`."""
+        """`M z` for `z` of shape `(m + n,)` or, column by column, `(m + n, q)`."""
+        if z.ndim == 2:
+            return jax.vmap(self.apply, in_axes=1, out_axes=1)(z)
         m = self.operator.shape[0]
         images = self.operator.forward(jnp.ones((m, 1), z.dtype), z[m:, None])
         return (self.y.reshape(-1, m) * z[:m]).ravel() - images
 
     def apply_adjoint(self, r: jax.Array) -> jax.Array:
-        """`M^H r` for `r` of shape `(p m,)`."""
+        """`M^H r` for `r` of shape `(p m,)` or, column by column, `(p m, q)`."""
+        if r.ndim == 2:
+            return jax.vmap(self.apply_adjoint, in_axes=1, out_axes=1)(r)
         m = self.operator.shape[0]
         gains = jnp.sum((self.y.conj() * r).reshape(-1, m), axis=0)
         inputs = self.operator.adjoint_rmatmul(r, jnp.ones((m, 1), r.dtype))
@@ -328,4 +333,4 @@ class InverseGainSystem:
 
     def dense(self) -> jax.Array:
         """The matrix `M` itself."""
-        return jax.vmap(self.apply, out_axes=1)(jnp.eye(self.shape[1], dtype=self.dtype))
+        return self.apply(jnp.eye(self.shape[1], dtype=self.dtype))
