@@ -125,6 +125,7 @@ def _anchor(operator: GainMeasurements, y: jax.Array, anchor: Any, key: jax.Arra
     return jnp.pad(w, (0, m + inputs - w.shape[0]))
 
 
+@jax.jit
 def _anchored(operator: GainMeasurements, y: jax.Array, w: jax.Array) -> Calibration:
     a, m = operator.matrices, operator.shape[0]
     blocks = y.reshape(-1, m)
@@ -192,6 +193,7 @@ def _regular(r: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(known[..., None], r, jnp.eye(r.shape[-1], dtype=r.dtype)), known
 
 
+@jax.jit
 def _spectral(operator: GainMeasurements, y: jax.Array) -> Calibration:
     m = operator.shape[0]
     dense = operator.linearize_inverse_gain(y).dense()

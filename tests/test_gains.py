@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lrjax as lr
+from lrjax import testing
 from lrjax.operators import GainMeasurements, SeededGainMeasurements
 from lrjax.solvers.blind_gain_descent import project_gains
 
@@ -106,11 +107,12 @@ def test_the_system_is_its_definition():
             )
             system = problem.operator.linearize_inverse_gain(problem.y)
             z = np.concatenate([1 / truth.left[:, 0], truth.right[:, 0]])
-            np.testing.assert_allclose(system.apply(z), 0, atol=1e-14)
-            dense = np.asarray(system.dense())
+            r = jax.random.normal(KEY, (20,), complex)
+            everything = jax.jit(lambda s, z, r: (s.apply(z), s.dense(), s.apply_adjoint(r)))
+            zero, dense, back = (np.asarray(part) for part in everything(system, z, r))
+            np.testing.assert_allclose(zero, 0, atol=1e-14)
             assert dense.shape == system.shape
-            r = np.asarray(jax.random.normal(KEY, (dense.shape[0],), complex))
-            np.testing.assert_allclose(system.apply_adjoint(r), dense.conj().T @ r, atol=1e-13)
+            np.testing.assert_allclose(back, dense.conj().T @ np.asarray(r), atol=1e-13)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -207,7 +209,7 @@ def test_calibrate_under_vmap_and_grad():
         run = lambda y: lr.calibrate(problem.operator, y).inputs
         batch = problem.y * jnp.array([[1.0], [2.0]]) + 0.01
         np.testing.assert_allclose(jax.vmap(run)(batch), jnp.stack([run(y) for y in batch]), rtol=1e-10)
-        lr.testing.check_gradient(lambda y: jnp.sum(run(y) ** 2), problem.y, KEY)
+        testing.check_gradient(lambda y: jnp.sum(run(y) ** 2), problem.y, KEY)
 
 
 # --- descent ---------------------------------------------------------------------------------------------------------
@@ -261,7 +263,7 @@ def test_projection_of_gains():
             shift = moved[free][0] if free.any() else jnp.median(moved)
             np.testing.assert_allclose(moved[free], shift, atol=1e-12)
             assert np.all((x - 1) * (moved - shift) >= -1e-12)
-            lr.testing.check_gradient(lambda g, r=radius: jnp.sum(jnp.sin(project_gains(g, r))), g, KEY)
+            testing.check_gradient(lambda g, r=radius: jnp.sum(jnp.sin(project_gains(g, r))), g, KEY)
 
 
 def test_subspaces_need_fewer_measurements():

@@ -11,8 +11,8 @@ import lrjax as lr
 from papers import common
 
 TITLE = (
-    "Cambareri and Jacques, Through the Haze: a Non-Convex Approach to Blind Gain Calibration for Linear Random Sensing "
-    "Models, arXiv 1610.09028"
+    "Cambareri and Jacques, Through the Haze: a Non-Convex Approach to Blind Gain Calibration for Linear Random "
+    "Sensing Models, arXiv 1610.09028"
 )
 INPUTS = 32
 SENSORS, BLOCKS, RADII = (16, 32, 64), (2, 3, 4, 6, 8), (0.1, 0.5, 0.99)
