@@ -110,7 +110,7 @@ def calibrate(
     return _anchored(operator, y, _anchor(operator, y, anchor, key))
 
 
-def _anchor(operator: GainMeasurements, y: jax.Array, anchor: Any, key: jax.Array | None) -> jax.Array:
+def _anchor(operator: GainMeasurements, y: jax.Array, anchor: Any, key: Any) -> jax.Array:
     """`w`, of the length of `z`."""
     (m, inputs), dtype = operator.shape, y.dtype
     if isinstance(anchor, str):
