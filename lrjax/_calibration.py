@@ -81,9 +81,9 @@ def calibrate(
     `O(m p^3 + m p n^2)`, or `O(p m^3)`. `"spectral"` takes an SVD of the dense system, `O(p m (m + n p)^2)`.
 
     When not to use it: under strong noise, which is multiplied by the inverse gains: `lr.BlindGainDescent` fits
-    the measurements themselves. `"lstsq"` with `"ones"` needs a mean inverse gain away from zero: with random phases take
-    `"spectral"`. With one input and positive gains take `"ones"` below an SNR of 20 dB, where `"spectral"` recovers
-    nothing. `"gaussian"` is never the best; it is there to compare. Above 40 dB all three agree.
+    the measurements themselves. `"lstsq"` with `"ones"` needs a mean inverse gain away from zero: with random
+    phases take `"spectral"`. With one input and positive gains take `"ones"` near an SNR of 10 dB, where `"spectral"`
+    recovers nothing. `"gaussian"` is never the best; it is there to compare. Above 40 dB all three agree.
 
     Source: Ling and Strohmer, arXiv 1611.04196.
 
