@@ -12,6 +12,8 @@ from lrjax import sketching as sketching
 from lrjax import status as status
 from lrjax import step_sizes as step_sizes
 from lrjax import synthetic as synthetic
+from lrjax._calibration import Calibration as Calibration
+from lrjax._calibration import calibrate as calibrate
 from lrjax._complete import Completion as Completion
 from lrjax._complete import complete as complete
 from lrjax._ho_kalman import StateSpace as StateSpace
@@ -36,6 +38,7 @@ from lrjax.solvers import AlternatingMinimization as AlternatingMinimization
 from lrjax.solvers import AlternatingProjections as AlternatingProjections
 from lrjax.solvers import Averaged as Averaged
 from lrjax.solvers import BestSoFar as BestSoFar
+from lrjax.solvers import BlindGainDescent as BlindGainDescent
 from lrjax.solvers import GaussNewton as GaussNewton
 from lrjax.solvers import GradientDescent as GradientDescent
 from lrjax.solvers import Restarted as Restarted

@@ -37,3 +37,25 @@ def success(estimate: Factors | jax.Array, truth: Factors | jax.Array, tolerance
 def support_recovery(estimate: jax.Array, truth: jax.Array, threshold: float | jax.Array = 0.0) -> jax.Array:
     """Fraction of places at which `|estimate| > threshold` agrees with `truth != 0`."""
     return jnp.mean(((jnp.abs(estimate) > threshold) == (truth != 0)).astype(jnp.result_type(estimate)))
+
+
+def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
+    """Relative error after the best scaling, `min_c ||c estimate - truth|| / ||truth||`, `c` real or complex.
+
+    For what is determined up to a factor: gains, inputs, eigenvectors. At most one, which is also what an estimate
+    of zeros has.
+
+    Args:
+        estimate: real or complex, any shape.
+        truth: of the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if jnp.shape(estimate) != jnp.shape(truth):
+        raise ValueError(f"estimate and truth must have one shape; got {jnp.shape(estimate)} and {jnp.shape(truth)}")
+    square = jnp.sum(jnp.abs(estimate) ** 2)
+    # `vdot` conjugates the first argument.
+    factor = jnp.vdot(estimate, truth) / jnp.where(square > 0, square, 1)
+    # The difference itself: one minus the squared cosine would lose half the digits.
+    return jnp.linalg.norm((factor * estimate - truth).ravel()) / jnp.linalg.norm(truth.ravel())

@@ -12,7 +12,7 @@ import numpy as np
 from lrjax import losses
 from lrjax._checks import check_choice, check_count, check_key, check_range, check_shape
 from lrjax.factors import Factors
-from lrjax.operators import DenseEnsemble, EntryMask, SampledEntries
+from lrjax.operators import DenseEnsemble, EntryMask, GainMeasurements, SampledEntries
 from lrjax.problem import Problem
 
 CORRUPTIONS = ("gaussian", "one_sided", "adversarial_sign")
@@ -354,3 +354,54 @@ def large_completion(
     rows, cols, values = sampled_entries(key_entries, truth, count, sampling=sampling, noise=noise)
     operator, y = SampledEntries.build(rows, cols, values, shape)
     return Problem(operator, y), truth
+
+
+def gain_calibration(
+    key: jax.Array,
+    *,
+    shape: tuple[int, int],
+    num_blocks: int,
+    model: str = "repeated",
+    radius: float | jax.Array = 0.5,
+    random_phase: bool = False,
+    noise: float | jax.Array = 0.0,
+    dtype: Any = None,
+) -> tuple[Problem, Factors]:
+    """Standard Gaussian measurements of Gaussian inputs through unknown gains; see `operators.GainMeasurements`.
+
+    Args:
+        key: random key.
+        shape: `(m, n)` of one matrix.
+        num_blocks: `p`.
+        model: `"repeated"`, `"diverse"` or `"snapshots"`.
+        radius: gains are uniform in `[1 - radius, 1 + radius]`, then shifted and, where they left that interval,
+            shrunk towards one so that their mean is one.
+        random_phase: multiply them by independent phases; needs a complex `dtype`.
+        noise: standard deviation of the noise, in units of the root mean square of the measurements.
+        dtype: floating or complex; default JAX's current default float.
+
+    Returns:
+        The problem and the truth, gains in `left`, inputs of unit norm (each of them) one after the other in `right`.
+        Complex problems are for `lr.calibrate`; `lr.solve` refuses them.
+    """
+    check_key(key)
+    m, n = check_shape(shape)
+    check_range("radius", radius, low=0, high=1)
+    dtype = _default_dtype(dtype)
+    real = jnp.finfo(dtype).dtype
+    if random_phase and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(f"random_phase=True needs a complex dtype; got {dtype}")
+    key_operator, key_gains, key_phases, key_inputs, key_noise = jax.random.split(key, 5)
+    operator = GainMeasurements.gaussian(key_operator, shape, num_blocks, model=model, dtype=dtype)
+    offset = jax.random.uniform(key_gains, (m,), real, -1, 1)
+    offset = offset - jnp.mean(offset)
+    gains = 1 + radius * offset / jnp.maximum(1, jnp.max(jnp.abs(offset)))
+    gains = gains.astype(dtype)
+    if random_phase:
+        gains = gains * jnp.exp(2j * jnp.pi * jax.random.uniform(key_phases, (m,), real)).astype(dtype)
+    inputs = jax.random.normal(key_inputs, (operator.shape[1] // n, n), dtype)
+    inputs = inputs / jnp.linalg.norm(inputs, axis=1, keepdims=True)
+    truth = Factors(gains[:, None], inputs.reshape(-1, 1))
+    clean = operator.forward(truth.left, truth.right)
+    size = jnp.asarray(noise, real) * jnp.sqrt(jnp.mean(jnp.abs(clean) ** 2))
+    return Problem(operator, clean + size * jax.random.normal(key_noise, clean.shape, dtype)), truth

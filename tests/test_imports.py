@@ -20,6 +20,7 @@ LAYERS = (
     ("__init__",),
     (
         "__main__",
+        "_calibration",
         "_complete",
         "_ho_kalman",
         "_rank",

@@ -9,6 +9,9 @@ from lrjax.operators.combinators import summed as summed
 from lrjax.operators.dense import DenseEnsemble as DenseEnsemble
 from lrjax.operators.entries import EntryMask as EntryMask
 from lrjax.operators.entries import Identity as Identity
+from lrjax.operators.gains import GainMeasurements as GainMeasurements
+from lrjax.operators.gains import InverseGainSystem as InverseGainSystem
+from lrjax.operators.gains import SeededGainMeasurements as SeededGainMeasurements
 from lrjax.operators.hankel import AdjointMatrix as AdjointMatrix
 from lrjax.operators.hankel import Hankel as Hankel
 from lrjax.operators.kronecker import Kronecker as Kronecker

@@ -2,6 +2,7 @@
 
 from lrjax.solvers.alternating_minimization import AlternatingMinimization as AlternatingMinimization
 from lrjax.solvers.alternating_projections import AlternatingProjections as AlternatingProjections
+from lrjax.solvers.blind_gain_descent import BlindGainDescent as BlindGainDescent
 from lrjax.solvers.gauss_newton import GaussNewton as GaussNewton
 from lrjax.solvers.gradient_descent import GradientDescent as GradientDescent
 from lrjax.solvers.irls import IRLS as IRLS
