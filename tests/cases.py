@@ -158,7 +158,7 @@ def _problem(operator, symmetric, robust, dtype):
     return Case("any", solver, "step_size", robust=robust).draw(operator, dtype, key=jax.random.key(11))
 
 
-# A Hankel structure measures too little for any of them; gains are for rank one. Both are met in the tests of operators.
+# A Hankel structure measures too little for any of them; gains are for rank one. Tests of operators meet both.
 EVERYWHERE = tuple(name for name in OPERATORS if name != "hankel" and not name.startswith("gain"))
 FEW = ("dense", "sampled")
 # Not Adam: optax's own code does not run under strict promotion, and its square root has no derivative at zero.
