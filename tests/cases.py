@@ -81,6 +81,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "gain_diverse": lambda key, shape, symmetric, dtype: _gain("diverse", shape)(key, dtype),
     "gain_snapshots": lambda key, shape, symmetric, dtype: _gain("snapshots", shape)(key, dtype),
     "gain_seeded": lambda key, shape, symmetric, dtype: _gain("repeated", shape, True)(key, dtype),
+    "gain_structured": lambda key, shape, symmetric, dtype: operators.StructuredGainMeasurements.create(
+        key, shape, 9, dtype=dtype
+    ),
     "gain_seeded_diverse": lambda key, shape, symmetric, dtype: _gain("diverse", shape, True)(key, dtype),
 }
 PLAIN = tuple(OPERATORS)[:6]
@@ -228,7 +231,7 @@ CASES = [
         robust=True,
     ),
     Case("irls", lr.IRLS(max_rank=RANK, inner_tolerance=1e-12), "smoothing", ("mask", "sampled")),
-    Case("blind_gain", lr.BlindGainDescent(), "radius", ("gain", "gain_snapshots", "gain_seeded")),
+    Case("blind_gain", lr.BlindGainDescent(), "radius", ("gain", "gain_snapshots", "gain_seeded", "gain_structured")),
     Case(
         "best_so_far",
         lr.BestSoFar(solver=lr.SubgradientMethod(max_rank=RANK, step_size=0.1)),

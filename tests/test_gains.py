@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 import lrjax as lr
 from lrjax import testing
-from lrjax.operators import GainMeasurements, SeededGainMeasurements
+from lrjax.operators import GainMeasurements, SeededGainMeasurements, StructuredGainMeasurements
 from lrjax.solvers.blind_gain_descent import project_gains
 
 KEY = jax.random.key(0)
@@ -115,10 +116,17 @@ def test_the_system_is_its_definition():
             np.testing.assert_allclose(back, dense.conj().T @ np.asarray(r), atol=1e-13)
 
 
+def complex_operator(kind, model):
+    if kind == "gaussian":
+        return GainMeasurements.gaussian(KEY, (5, 3), 4, model=model, dtype="complex128")
+    return StructuredGainMeasurements.create(KEY, (5, 3), 4, model=model, transform=kind)
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_complex_adjoint(model):
+@pytest.mark.parametrize("kind", ["gaussian", "fourier", "hadamard"])
+def test_complex_adjoint(model, kind):
     with jax.enable_x64(True):
-        operator = GainMeasurements.gaussian(KEY, (5, 3), 4, model=model, dtype="complex128")
+        operator = complex_operator(kind, model)
         draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, complex)
         (n1, n2), m = operator.shape, operator.num_measurements
         left, right, z = draw(1, n1, 2), draw(2, n2, 2), draw(3, m)
@@ -128,6 +136,50 @@ def test_complex_adjoint(model):
         np.testing.assert_allclose(jnp.vdot(adjoint, left @ right.T), jnp.vdot(z, y), atol=1e-12)
         np.testing.assert_allclose(operator.adjoint_matmul(z, right), adjoint @ right, atol=1e-13)
         np.testing.assert_allclose(operator.adjoint_rmatmul(z, left), adjoint.T @ left, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 6), (8, 8), (1, 1)])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("transform", "rounds"), [("fourier", 1), ("fourier", 2), ("hadamard", 1), ("hadamard", 3)])
+def test_structured_gains_are_transforms_of_signs(transform, rounds, model, shape):
+    """Against the matrices written out with NumPy and SciPy, more rows than columns and the other way round."""
+    (m, n), p = shape, 3
+    with jax.enable_x64(True):
+        operator = StructuredGainMeasurements.create(KEY, shape, p, model=model, transform=transform, rounds=rounds)
+        size = operator.size
+        whole = scipy.linalg.hadamard(size) if transform == "hadamard" else scipy.linalg.dft(size)
+        matrices = whole[:, :n] * np.asarray(operator.signs[0])[:, None]
+        for signs in operator.signs[1:]:
+            matrices = whole / np.sqrt(size) @ (np.asarray(signs)[:, :, None] * matrices)
+        matrices = np.broadcast_to(matrices[:, :m], (p, m, n))
+        left = np.random.default_rng(0).standard_normal((m, 2))
+        right = np.random.default_rng(1).standard_normal((operator.shape[1], 2))
+        inputs = np.broadcast_to(right, (p, n, 2)) if model == "repeated" else right.reshape(p, n, 2)
+        expected = np.einsum("pmn,pnk,mk->pm", matrices, inputs, left).ravel()
+        np.testing.assert_allclose(operator.forward(left, right), expected, atol=1e-12)
+        stored = operator.stored()
+        assert stored.shape == operator.shape
+        np.testing.assert_allclose(stored.forward(left, right), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("transform", ["fourier", "hadamard"])
+def test_structured_gains_are_recovered(transform):
+    """With twice as many measurements as unknowns, by least squares; the real ones by descent too."""
+    with jax.enable_x64(True):
+        operator = StructuredGainMeasurements.create(KEY, (32, 28), 4, transform=transform)
+        _, truth = lr.synthetic.gain_calibration(jax.random.key(1), shape=(32, 28), num_blocks=1)
+        y = operator.forward(truth.left, truth.right)
+        assert error_of(lr.calibrate(operator.stored(), y), truth) < 1e-10
+        if transform == "hadamard":
+            solution = lr.solve(lr.Problem(operator, y), lr.BlindGainDescent(), KEY, num_steps=1000)
+            assert lr.metrics.relative_error(solution.factors, truth) < 1e-10
+
+
+def test_structured_memory_is_that_of_the_signs():
+    """A dense product would hold `p m n` numbers; the transform `p N k`."""
+    operator = StructuredGainMeasurements.create(KEY, (256, 256), 8)
+    compiled = jax.jit(operator.forward).lower(jnp.ones((256, 1)), jnp.ones((256, 1))).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 256 * 4 * 10
 
 
 @pytest.mark.parametrize("model", MODELS[:2])

@@ -18,3 +18,4 @@ from lrjax.operators.kronecker import Kronecker as Kronecker
 from lrjax.operators.rank_one import RankOneMeasurements as RankOneMeasurements
 from lrjax.operators.sampled_entries import SampledEntries as SampledEntries
 from lrjax.operators.seeded import SeededGaussianEnsemble as SeededGaussianEnsemble
+from lrjax.operators.structured_gains import StructuredGainMeasurements as StructuredGainMeasurements
