@@ -209,7 +209,7 @@ def draw(data: dict) -> dict:
     axes[0].set_ylabel("sensors m")
     figure.colorbar(image, ax=axes, label="share of draws below -70 dB")
     figures["phase"] = figure
-    figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
     order = np.argsort(ratio.ravel())
     draw = lambda shares, *args, **kwargs: ax.plot(ratio.ravel()[order], shares.ravel()[order], *args, lw=1.2, **kwargs)
     for j, radius in enumerate(data["radii"]):
@@ -221,7 +221,7 @@ def draw(data: dict) -> dict:
     ax.set(xscale="log", xlabel="measurements over unknowns, m p / (m + n)", ylabel="share of draws below -70 dB")
     ax.set_xticks([0.2, 0.5, 1, 1.5, 3, 5], ["0.2", "0.5", "1", "1.5", "3", "5"])
     ax.minorticks_off()
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.92))
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     figures["ratio"] = figure
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for j, (radius, curve) in enumerate(zip(data["rate_radii"], data["error"], strict=True)):

@@ -17,6 +17,14 @@ WAYS = {"ones": "least squares, anchor of ones", "gaussian": "least squares, Gau
 SENSORS, BLOCKS = 32, (2, 3, 4, 5, 6)
 OFFSETS = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
 EXACT = 1e-6
+# Inputs of the diagram, and of the structured matrices relative to the largest number by counting.
+GRID = tuple(range(4, 169, 4))
+STRUCTURED_OFFSETS = (-4, -1, 0, 1)
+KINDS = {
+    "hadamard": ("hadamard", 2),
+    "fourier": ("fourier", 2),
+    "hadamard, one round": ("hadamard", 1),
+}
 SNR = (0, 10, 20, 30, 40, 60, 80)
 NOISE_SIZES = {"repeated": ((64, 32), 4), "diverse": ((64, 24), 8), "snapshots": ((64, 24), 8)}
 # Medians in dB at these SNR of an independent NumPy prototype: real positive gains, anchor of ones.
@@ -45,38 +53,72 @@ def error_of(found: lr.Calibration, truth: lr.Factors):
     return jnp.maximum(gains, lr.metrics.scaled_error(found.inputs.ravel(), truth.right[:, 0]))
 
 
-def phase(trials: int, blocks: tuple) -> np.ndarray:
+def padded_error(key, model: str, way: str, blocks, inputs, largest: int, kind: str = "gaussian"):
+    """Error of one noiseless draw of `blocks` matrices and `inputs` numbers in each input, both traced."""
+    most = BLOCKS[-1]
+    key_problem, key_solve, key_signs = key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    problem, truth = lr.synthetic.gain_calibration(
+        key_problem, shape=(SENSORS, largest), num_blocks=most, model=model, dtype=jnp.float64
+    )
+    matrices = problem.operator.matrices
+    if kind != "gaussian":
+        transform, rounds = KINDS[kind]
+        structured = lr.operators.StructuredGainMeasurements.create(
+            key_signs, (SENSORS, largest), most, model=model, transform=transform, rounds=rounds
+        )
+        matrices = structured.stored().matrices
+        truth = jax.tree.map(lambda x: x.astype(matrices.dtype), truth)
+    columns, used = jnp.arange(largest) < inputs, jnp.arange(most) < blocks
+    matrices, x = matrices * columns, truth.right.reshape(-1, largest) * columns
+    if model != "snapshots":
+        matrices = matrices * used[:, None, None]
+    if model != "repeated":
+        x = x * used[:, None]
+    operator = lr.operators.GainMeasurements(matrices=matrices, num_blocks=most, model=model)
+    truth = lr.Factors(truth.left, x.reshape(-1, 1))
+    y = operator.forward(truth.left, truth.right)
+    return error_of(solve(operator, y, way, key_solve), truth)
+
+
+def errors_over(trial, seed: int, trials: int, grid: dict, static: tuple) -> np.ndarray:
+    table = lr.sweep(
+        trial, jax.random.key(seed), grid=grid, num_trials=trials, static=static, paired=True, batch_size=1,
+        progress=False,
+    )  # fmt: skip
+    return np.nan_to_num(np.asarray(table["error"].values), nan=np.inf)
+
+
+def phase(trials: int, blocks: tuple, offsets: tuple) -> np.ndarray:
     """Errors `(models, ways, blocks, offsets, trials)`; all sizes padded with zeros to the largest."""
 
     def trial(key, model, way, blocks, offset):
-        most = BLOCKS[-1]
-        largest = int(most_inputs(model, most)) + OFFSETS[-1]
-        problem, truth = lr.synthetic.gain_calibration(
-            key, shape=(SENSORS, largest), num_blocks=most, model=model, dtype=jnp.float64
-        )
-        columns = jnp.arange(largest) < most_inputs(model, blocks) + offset
-        used = jnp.arange(most) < blocks
-        matrices, inputs = problem.operator.matrices * columns, truth.right.reshape(-1, largest) * columns
-        if model != "snapshots":
-            matrices = matrices * used[:, None, None]
-        if model != "repeated":
-            inputs = inputs * used[:, None]
-        operator = lr.operators.GainMeasurements(matrices=matrices, num_blocks=most, model=model)
-        truth = lr.Factors(truth.left, inputs.reshape(-1, 1))
-        y = operator.forward(truth.left, truth.right)
-        return {"error": error_of(solve(operator, y, way, jax.random.fold_in(key, 1)), truth)}
+        largest = int(most_inputs(model, BLOCKS[-1])) + OFFSETS[-1]
+        return {"error": padded_error(key, model, way, blocks, most_inputs(model, blocks) + offset, largest)}
 
-    table = lr.sweep(
-        trial,
-        jax.random.key(0),
-        grid={"model": MODELS, "way": tuple(WAYS), "blocks": blocks, "offset": OFFSETS},
-        num_trials=trials,
-        static=("model", "way"),
-        paired=True,
-        batch_size=1,
-        progress=False,
-    )
-    return np.nan_to_num(np.asarray(table["error"].values), nan=np.inf)
+    grid = {"model": MODELS, "way": tuple(WAYS), "blocks": blocks, "offset": offsets}
+    return errors_over(trial, 0, trials, grid, ("model", "way"))
+
+
+def diagram(trials: int, inputs: tuple) -> np.ndarray:
+    """Errors `(models, blocks, inputs, trials)` over the whole plane, by least squares with the anchor of ones."""
+
+    def trial(key, model, blocks, inputs):
+        return {"error": padded_error(key, model, "ones", blocks, inputs, GRID[-1])}
+
+    grid = {"model": MODELS, "blocks": BLOCKS, "inputs": inputs}
+    return errors_over(trial, 2, trials, grid, ("model",))
+
+
+def structured(trials: int, blocks: tuple) -> np.ndarray:
+    """Errors `(kinds, models, blocks, offsets, trials)` with transforms of random signs for Gaussian matrices."""
+
+    def trial(key, kind, model, blocks, offset):
+        largest = int(most_inputs(model, BLOCKS[-1])) + STRUCTURED_OFFSETS[-1]
+        inputs = most_inputs(model, blocks) + offset
+        return {"error": padded_error(key, model, "ones", blocks, inputs, largest, kind)}
+
+    grid = {"kind": tuple(KINDS), "model": MODELS, "blocks": blocks, "offset": STRUCTURED_OFFSETS}
+    return errors_over(trial, 3, trials, grid, ("kind", "model"))
 
 
 def noise(trials: int) -> np.ndarray:
@@ -110,14 +152,19 @@ def noise(trials: int) -> np.ndarray:
 
 def run(full: bool) -> tuple[list[dict], dict]:
     blocks, trials = (BLOCKS, 10) if full else (BLOCKS[:3], 3)
-    errors = phase(trials, blocks)
+    offsets, inputs = (OFFSETS, GRID) if full else (OFFSETS[2:7], GRID[::4])
+    errors = phase(trials, blocks, offsets)
     exact = errors < EXACT
     claims = [
         claim
         for i, model in enumerate(MODELS)
         for j, way in enumerate(WAYS)
-        for claim in counts(model, way, exact[i, j])
+        for claim in counts(model, way, exact[i, j], offsets)
     ]
+    plane = diagram(5 if full else 1, inputs) < EXACT
+    claims.append(judge_diagram(plane, inputs))
+    transforms = structured(trials, blocks if full else blocks[:2]) < EXACT
+    claims += judge_structured(transforms)
     noisy_trials = 25 if full else 5
     decibels = 20 * np.log10(noise(noisy_trials))
     claims += judge_noise(decibels)
@@ -125,15 +172,20 @@ def run(full: bool) -> tuple[list[dict], dict]:
         common.not_tested(
             "bound", "the bound by the condition number of the system", "its constants are not ours to quote"
         ),
-        common.not_tested("structured", "matrices of a Fourier transform with random signs", "not built yet"),
     ]
     data = {
         "models": MODELS,
         "ways": list(WAYS),
         "blocks": blocks,
-        "offsets": OFFSETS,
+        "offsets": offsets,
         "trials": trials,
         "success": exact.mean(axis=-1),
+        "grid": inputs,
+        "all_blocks": BLOCKS,
+        "plane": plane.mean(axis=-1),
+        "kinds": list(KINDS),
+        "structured_offsets": STRUCTURED_OFFSETS,
+        "structured": transforms.mean(axis=(2, 4)),
         "snr": SNR,
         "noisy_trials": noisy_trials,
         "decibels": np.median(decibels, axis=-1),
@@ -143,8 +195,8 @@ def run(full: bool) -> tuple[list[dict], dict]:
     return claims, data
 
 
-def counts(model: str, way: str, exact: np.ndarray) -> list[dict]:
-    at, above = exact[:, OFFSETS.index(0)], exact[:, OFFSETS.index(1)]
+def counts(model: str, way: str, exact: np.ndarray, offsets: tuple) -> list[dict]:
+    at, above = exact[:, offsets.index(0)], exact[:, offsets.index(1)]
     text = "share of noiseless draws recovered to 1e-6, m = 32, all p, "
     return [
         common.check(
@@ -164,6 +216,41 @@ def counts(model: str, way: str, exact: np.ndarray) -> list[dict]:
             note=f"{above.sum()} of {above.size}",
         ),
     ]
+
+
+def judge_diagram(exact: np.ndarray, inputs: tuple) -> dict:
+    """Whether every cell is on the side of the curve that counting says."""
+    counted = [[[n <= most_inputs(model, p) for n in inputs] for p in BLOCKS] for model in MODELS]
+    right = exact == np.array(counted)[..., None]
+    return common.check(
+        "diagram", "share of draws over the plane of n and p that succeed, or fail, as counting says", predicted=1.0,
+        values=right.mean(), low=1.0, note=f"{int(right.sum())} of {right.size}, m = {SENSORS}",
+    )  # fmt: skip
+
+
+def judge_structured(exact: np.ndarray) -> list[dict]:
+    claims, at = [], STRUCTURED_OFFSETS.index
+    for i, kind in enumerate(KINDS):
+        for j, model in enumerate(MODELS):
+            enough, less = exact[i, j][:, at(-4)], exact[i, j][:, at(1)]
+            # Gains equal to a row of the transform permute its columns: of one round much is not determined.
+            fails = kind == "hadamard, one round"
+            claims.append(
+                common.check(
+                    f"{kind} {model}", "share of noiseless draws recovered with four numbers less in each input than "
+                    "counting allows" + (": symmetries of the transform stand in the way" if fails else ""),
+                    predicted=0.0 if fails else 1.0, values=enough.mean(), low=0.0 if fails else 1.0,
+                    high=0.5 if fails else 1.0,
+                    note=f"{enough.sum()} of {enough.size}; with one less {exact[i, j][:, at(-1)].sum()}",
+                )
+            )  # fmt: skip
+            claims.append(
+                common.check(
+                    f"{kind} {model} beyond", "the same with one number more than counting allows", predicted=0.0,
+                    values=less.mean(), high=0.0, note=f"{less.sum()} of {less.size}",
+                )
+            )  # fmt: skip
+    return claims
 
 
 def judge_noise(decibels: np.ndarray) -> list[dict]:
@@ -243,6 +330,18 @@ def draw(data: dict) -> dict:
     axes[0].set_ylabel("share of draws recovered")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     figures["counting"] = figure
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
+    blocks, grid = data["all_blocks"], np.array(data["grid"])
+    for ax, model, plane in zip(axes, data["models"], data["plane"], strict=True):
+        image = ax.pcolormesh(grid, blocks, np.array(plane), vmin=0, vmax=1, cmap="viridis", shading="nearest")
+        limit = [most_inputs(model, p) for p in blocks]
+        ax.plot(limit, blocks, "w--", lw=2, marker="o", ms=4, label="as many measurements as unknowns less one")
+        ax.set(title=model, xlabel="numbers n in an input", xlim=(grid[0] - 2, grid[-1] + 2), yticks=blocks)
+    axes[0].set_ylabel("blocks p")
+    figure.colorbar(image, ax=axes, label="share recovered")
+    legend = figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center")
+    legend.get_frame().set_facecolor("0.6")
+    figures["diagram"] = figure
     figure, axes = plt.subplots(2, 3, figsize=(10, 6), sharex=True, sharey=True, layout="constrained")
     for k, field in enumerate(("real positive gains", "random phases")):
         for i, model in enumerate(data["models"]):
