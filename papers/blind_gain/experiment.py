@@ -144,7 +144,7 @@ def judge_phase(success: np.ndarray) -> list[dict]:
                      **share(descent[ratio <= 1])),
         common.check("above", f"{text}1.5 times as many and more, descent, radius 0.5", predicted=1.0, low=1.0,
                      **share(descent[ratio >= 1.5, RADII.index(0.5)])),
-        common.check("above all", f"{text}1.5 times as many and more, descent, all radii", predicted=1.0, low=0.97,
+        common.check("above all", f"{text}1.5 times as many and more, descent, all radii", predicted=1.0, low=1.0,
                      **share(descent[ratio >= 1.5])),
         common.check("linear", text + "as many measurements as unknowns and more, linear least squares",
                      predicted=1.0, low=1.0, **share(linear[ratio >= 1])),
