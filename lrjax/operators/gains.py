@@ -15,8 +15,32 @@ from lrjax.operators.dense import MAX_BYTES
 MODELS = ("repeated", "diverse", "snapshots")
 
 
+class Gains(Operator):
+    """What measurements through gains share: their sizes, and the linear system in inverse gains.
+
+    Their own are `block_shape`, `(m, n)` of one matrix, `num_blocks`, `p`, and `model`, one of `MODELS`.
+    """
+
+    block_shape: Any
+    num_blocks: Any
+    model: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, n = self.block_shape
+        return m, n if self.model == "repeated" else n * self.num_blocks
+
+    @property
+    def num_measurements(self) -> int:
+        return self.num_blocks * self.block_shape[0]
+
+    def linearize_inverse_gain(self, y: jax.Array) -> "InverseGainSystem":
+        """The homogeneous linear system `diag(y_l) s - A_l x_l = 0` in inverse gains `s = 1 / d` and inputs."""
+        return InverseGainSystem(operator=self, y=y)
+
+
 @pytree
-class GainMeasurements(Operator):
+class GainMeasurements(Gains):
     """`y_l = diag(d) A_l x_l`, `l = 1..p`: known matrices, unknown gains `d` and inputs, linear in their product.
 
     Three models, and the matrix `X` of rank one that each lifts to (`left` is `d`, `right` the input):
@@ -116,15 +140,6 @@ class GainMeasurements(Operator):
         """`(m, n)` of one matrix."""
         return self.matrices.shape[-2], self.matrices.shape[-1]
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, n = self.block_shape
-        return m, n if self.model == "repeated" else n * self.num_blocks
-
-    @property
-    def num_measurements(self) -> int:
-        return self.num_blocks * self.block_shape[0]
-
     def _matrices(self) -> jax.Array:
         """`(p, m, n)`, or `(1, m, n)` for snapshots."""
         return self.matrices[None] if self.model == "snapshots" else self.matrices
@@ -163,13 +178,9 @@ class GainMeasurements(Operator):
             return matmul(self.matrices.reshape(-1, self.block_shape[1]).conj().T, scaled.reshape(-1, u.shape[1]))
         return matmul(self._matrices().conj().mT, scaled).reshape(-1, u.shape[1])
 
-    def linearize_inverse_gain(self, y: jax.Array) -> "InverseGainSystem":
-        """The homogeneous linear system `diag(y_l) s - A_l x_l = 0` in inverse gains `s = 1 / d` and inputs."""
-        return InverseGainSystem(operator=self, y=y)
-
 
 @pytree
-class SeededGainMeasurements(Operator):
+class SeededGainMeasurements(Gains):
     """`GainMeasurements` with Gaussian `A_l` drawn again at each use: memory does not grow with their number.
 
     For the models that have a matrix per block. The price is drawing `p m n` normals in each application; use
@@ -224,15 +235,6 @@ class SeededGainMeasurements(Operator):
         matrices = jax.vmap(self.matrix)(jnp.arange(self.num_blocks))
         return GainMeasurements(matrices=matrices, num_blocks=self.num_blocks, model=self.model)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, n = self.block_shape
-        return m, n if self.model == "repeated" else n * self.num_blocks
-
-    @property
-    def num_measurements(self) -> int:
-        return self.num_blocks * self.block_shape[0]
-
     def _one(self, index: jax.Array) -> GainMeasurements:
         """One block, as a stored operator of a single matrix."""
         return GainMeasurements(matrices=self.matrix(index)[None], num_blocks=1)
@@ -281,10 +283,6 @@ class SeededGainMeasurements(Operator):
         blocks = z.reshape(self.num_blocks, -1)
         gather = self._sum if self.model == "repeated" else self._map
         return gather(lambda block, part: block.adjoint_rmatmul(part, u), blocks).reshape(-1, u.shape[1])
-
-    def linearize_inverse_gain(self, y: jax.Array) -> "InverseGainSystem":
-        """The homogeneous linear system `diag(y_l) s - A_l x_l = 0`; see `GainMeasurements`."""
-        return InverseGainSystem(operator=self, y=y)
 
 
 @pytree

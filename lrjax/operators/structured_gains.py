@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from lrjax._checks import check_choice, check_count, check_key, check_shape
 from lrjax._pytree import pytree
 from lrjax.linalg.hadamard import hadamard_transform
-from lrjax.operators.base import Operator
-from lrjax.operators.gains import MODELS, GainMeasurements, InverseGainSystem
+from lrjax.operators.gains import MODELS, GainMeasurements, Gains
 
 TRANSFORMS = ("hadamard", "fourier")
 
 
 @pytree
-class StructuredGainMeasurements(Operator):
+class StructuredGainMeasurements(Gains):
     """`GainMeasurements` with `A_l = (F diag(f_l) F diag(e_l))[:m, :n] / sqrt(N)`: random signs and fast transforms.
 
     `F` is a transform of size `N` whose entries have absolute value one; so have those of `A_l`, on average. Memory is
@@ -96,19 +95,6 @@ class StructuredGainMeasurements(Operator):
         columns = self._images(jnp.eye(self.block_shape[1], dtype=self.signs[0].dtype)[None])
         matrices = columns[0] if self.model == "snapshots" else columns
         return GainMeasurements(matrices=matrices, num_blocks=self.num_blocks, model=self.model)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, n = self.block_shape
-        return m, n if self.model == "repeated" else n * self.num_blocks
-
-    @property
-    def num_measurements(self) -> int:
-        return self.num_blocks * self.block_shape[0]
-
-    def linearize_inverse_gain(self, y: jax.Array) -> InverseGainSystem:
-        """The homogeneous linear system `diag(y_l) s - A_l x_l = 0`; see `GainMeasurements`."""
-        return InverseGainSystem(operator=self, y=y)
 
     def _transformed(self, x: jax.Array, *, adjoint: bool = False) -> jax.Array:
         """`F x`, or `F^H x`, over `sqrt(N)`, along axis 1 of `(p, N, k)`."""
