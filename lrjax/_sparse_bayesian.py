@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lrjax import status
+from lrjax import loop, status
 from lrjax._checks import check_choice, check_count, check_finite, check_range
 from lrjax._pytree import pytree, tree_isfinite, tree_where
 from lrjax.linalg.modes import contract, mode_products, outer
@@ -70,9 +70,7 @@ def sparse_bayesian(
     The prior is `x ~ N(0, diag(g_1 (x) ... (x) g_d))`, independent given the scales `g_i >= 0`; the scales maximise
     the marginal likelihood by expectation maximisation. Scales of indices that are not needed go to zero. The
     expectation step is exact and works on the modes alone: eigenvectors of `A_i diag(g_i) A_i^H`, and products
-    with them. The scales that fit the second moments of the posterior come by one of two
-
-    methods:
+    with them. The scales that fit the second moments of the posterior come by one of two methods:
 
     - "svd": the leading rank-one part of the tensor of second moments, one mode after the other, each by a power
       iteration. Approximate, so that the cost may rise now and then; far fewer steps in practice, and better.
@@ -148,30 +146,28 @@ def _run(matrices, y, noise, tolerance, pruning, *, method, num_steps):
     scales = _start(matrices, jnp.sum(_square(y)))
     update = _leading_parts if method == "svd" else _alternating
 
-    def step(carry, _):
-        scales, noise, code, taken = carry
-        now = posterior(matrices, scales, noise, y)
+    def run(carry: tuple, _: jax.Array) -> tuple:
+        (scales, noise, now), _, taken = carry
         moments = _square(now.mean) + now.variance
         new = _switched_off(update(moments, scales), pruning)
         new_noise = jnp.maximum(now.noise, least) if learn else noise
         moved = jnp.stack([_norm(a - b) / _positive(_norm(b)) for a, b in zip(new, scales, strict=True)])
-        finite = tree_isfinite((new, new_noise, now.cost))
-        outcome = jnp.where(jnp.max(moved) <= tolerance, status.CONVERGED, status.RUNNING)
-        outcome = jnp.where(finite, outcome, status.NONFINITE).astype(jnp.int32)
-        going = code == status.RUNNING
-        scales, noise = tree_where(going & finite, (new, new_noise), (scales, noise))
-        carry = scales, noise, jnp.where(going, outcome, code), taken + going.astype(jnp.int32)
-        return carry, now.cost
+        state = new, new_noise, posterior(matrices, new, new_noise, y)
+        finite = tree_isfinite(state)
+        code = jnp.where(jnp.max(moved) <= tolerance, status.CONVERGED, status.RUNNING)
+        code = jnp.where(finite, code, status.NONFINITE).astype(taken.dtype)
+        return tree_where(finite, state, (scales, noise, now)), code, taken + finite.astype(taken.dtype)
 
-    zero = (0 * jnp.sum(scales[0])).astype(jnp.int32)
-    (scales, noise, code, taken), costs = jax.lax.scan(step, (scales, noise, zero, zero), None, length=num_steps)
-    last = posterior(matrices, scales, noise, y)
+    now = posterior(matrices, scales, noise, y)
+    zero = loop.zero_like(now.cost)
+    carry, costs = loop.blocks(run, lambda carry: carry[0][2].cost, ((scales, noise, now), zero, zero), num_steps, 1)
+    (scales, noise, last), code, taken = carry
     return SparseBayesianResult(
         mean=last.mean,
         variance=last.variance,
         scales=scales,
         noise_variance=noise,
-        cost=jnp.concatenate([costs, last.cost[None]]),
+        cost=jnp.concatenate([now.cost[None], costs]),
         status=code,
         num_steps=taken,
     )

@@ -49,6 +49,11 @@ def check_adjoint(operator: Any, key: jax.Array, *, dtype: Any = None, rank: int
     compare("<A(LR'), z> = <L, A*(z) R>", value, jnp.vdot(left, operator.adjoint_matmul(z, right)), size)
     compare("<A(LR'), z> = <R, A*(z)' L>", value, jnp.vdot(right, operator.adjoint_rmatmul(z, left)), size)
     compare("<A(X), z> = <X, A*(z)>", value, jnp.vdot(x, operator.adjoint(z)), size)
+    if n1 == n2:
+        twice = operator.symmetric_adjoint_matmul(z, left)
+        value = jnp.vdot(operator.forward(left, right) + operator.forward(right, left), z)
+        size = size + float(jnp.linalg.norm(twice) * jnp.linalg.norm(right))
+        compare("<A(LR' + RL'), z> = <R, (A*(z) + A*(z)') L>", value, jnp.vdot(right, twice), size)
     largest = float(jnp.max(jnp.abs(y))) + float(jnp.linalg.norm(y)) / m**0.5
     compare("forward_dense(LR') = forward(L, R)", operator.forward_dense(x), y, 4 * largest)
     both = operator.forward(left + other, right) - operator.forward(other, right)

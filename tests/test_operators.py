@@ -12,7 +12,7 @@ import lrjax as lr
 from lrjax import operators, testing
 from lrjax.linalg.rows import RowProblem
 from lrjax.operators.base import Operator
-from lrjax.solvers._common import FirstOrderState, symmetric_product
+from lrjax.solvers._common import FirstOrderState
 
 KEY = jax.random.key(0)
 PRIMITIVE = tuple(OPERATORS)[:6]
@@ -27,7 +27,7 @@ class Compiled:
 
     def __init__(self, op):
         self.op, self.shape, self.num_measurements = op, op.shape, op.num_measurements
-        for name in METHODS:
+        for name in (*METHODS, "symmetric_adjoint_matmul"):
             setattr(self, name, jax.jit(getattr(op, name)))
 
 
@@ -619,11 +619,13 @@ def test_check_solver_can_fail(lie, text):
         testing.check_solver(Liar(lie=lie), problem, KEY, num_steps=2)
 
 
-@pytest.mark.parametrize("build", [lr.operators.DenseEnsemble.gaussian, lr.operators.SeededGaussianEnsemble.create])
-def test_symmetric_ensembles_need_one_product(build, x64):
-    """`(A*(z) + A*(z)^T) u`, of which solvers with tied factors compute half and double it."""
-    operator = build(jax.random.key(0), (5, 5), 40, symmetric=True)
-    z, u = jax.random.normal(jax.random.key(1), (40,)), jax.random.normal(jax.random.key(2), (5, 2))
-    found = symmetric_product(lr.Problem(operator, z), z, u)
+@pytest.mark.parametrize("name", ["dense", "seeded", "sampled", "stacked", "identity", "gain"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_symmetric_product(name, symmetric, x64):
+    """`(A*(z) + A*(z)^T) u`, which ensembles get from one pass over their matrices."""
+    operator = OPERATORS[name](jax.random.key(0), (5, 5), symmetric, "float64")
+    z = jax.random.normal(jax.random.key(1), (operator.num_measurements,))
+    u = jax.random.normal(jax.random.key(2), (5, 2))
+    found = operator.symmetric_adjoint_matmul(z, u)
     whole = np.asarray(operator.adjoint(z))
     np.testing.assert_allclose(found, (whole + whole.T) @ np.asarray(u), rtol=1e-12, atol=1e-12)

@@ -55,6 +55,10 @@ class Operator:
         """`A*(z).T @ u` for `u` of shape `(n1, k)`, without forming `A*(z)`."""
         return _transpose(lambda right: self.forward(u, right), (self.shape[1], u.shape[1]), z)
 
+    def symmetric_adjoint_matmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
+        """`(A*(z) + A*(z).T) @ u` for square matrices: what the gradient in `X = U U^T` needs."""
+        return self.adjoint_matmul(z, u) + self.adjoint_rmatmul(z, u)
+
 
 def _transpose(linear: Any, shape: tuple[int, int], z: jax.Array) -> jax.Array:
     return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, z.dtype))(z)[0]

@@ -156,6 +156,10 @@ class DenseEnsemble(Operator):
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
         return matmul(self.adjoint(z).T, u)
 
+    def symmetric_adjoint_matmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
+        a = self.adjoint(z)
+        return 2 * matmul(a, u) if self.symmetric else matmul(a + a.T, u)
+
 
 def draw_gaussian_rows(key: jax.Array, m: int, shape: tuple[int, int], symmetric: bool, dtype: Any) -> jax.Array:
     """`(m, n1 n2)` standard normal rows, or the packed upper triangles of `(G + G^T) / 2`."""

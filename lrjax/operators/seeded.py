@@ -126,3 +126,7 @@ class SeededGaussianEnsemble(Operator):
 
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
         return matmul(self.adjoint(z).T, u)
+
+    def symmetric_adjoint_matmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
+        a = self.adjoint(z)
+        return 2 * matmul(a, u) if self.symmetric else matmul(a + a.T, u)

@@ -65,14 +65,6 @@ def describe_square(problem: Problem, square: jax.Array) -> dict[str, jax.Array]
     return {"objective": 0.5 * square, "residual": problem.relative_norm(square)}
 
 
-def symmetric_product(problem: Problem, z: jax.Array, u: jax.Array) -> jax.Array:
-    """`(A*(z) + A*(z)^T) u`."""
-    operator = problem.operator
-    if getattr(operator, "symmetric", False):
-        return 2 * operator.adjoint_matmul(z, u)
-    return operator.adjoint_matmul(z, u) + operator.adjoint_rmatmul(z, u)
-
-
 def precondition(
     gradient: jax.Array,
     other: jax.Array,

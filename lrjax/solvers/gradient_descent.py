@@ -145,7 +145,7 @@ class GradientDescent:
         factors, extra = state.factors, state.extra
         z = problem.weighted(problem.loss.gradient(state.residual)) / (extra.gain * extra.unit)
         if self.symmetric:
-            gradient = _common.symmetric_product(problem, z, factors.left) / 2
+            gradient = problem.operator.symmetric_adjoint_matmul(z, factors.left) / 2
         else:
             gradient = (
                 problem.operator.adjoint_matmul(z, factors.right),

@@ -118,7 +118,7 @@ class ScaledGradientDescent:
         z = problem.weighted(problem.loss.gradient(state.residual)) / state.extra.gain
         damping = self._damping(problem, state)
         if self.symmetric:
-            gradient = _common.symmetric_product(problem, z, factors.left) / 2
+            gradient = problem.operator.symmetric_adjoint_matmul(z, factors.left) / 2
             left = self._precondition(gradient, factors.left, damping)
             direction = Factors(left, left)
         else:

@@ -118,7 +118,7 @@ class ScaledSubgradient:
         damping = self.damping * level / (GAUSSIAN_QUANTILE * extra.entry)
         mask = initial.column_mask(self.max_rank, self.rank, z.dtype)
         if self.symmetric:
-            to_left = to_right = _common.symmetric_product(problem, z, factors.left) / 2
+            to_left = to_right = problem.operator.symmetric_adjoint_matmul(z, factors.left) / 2
             left = right = _common.precondition(to_left, factors.left, damping, mask)
         else:
             to_left = problem.operator.adjoint_matmul(z, factors.right)

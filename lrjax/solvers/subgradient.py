@@ -159,7 +159,7 @@ class SubgradientMethod:
         )
         z = problem.weighted(problem.loss.gradient(state.residual)) / total
         if self.symmetric:
-            grad_left = grad_right = _common.symmetric_product(problem, z, factors.left)
+            grad_left = grad_right = problem.operator.symmetric_adjoint_matmul(z, factors.left)
             slope = jnp.sum(grad_left**2)
         else:
             grad_left = problem.operator.adjoint_matmul(z, factors.right)
