@@ -21,8 +21,8 @@ class StructuredGainMeasurements(Gains):
     that of the signs, `p (N + n)`; a product costs `O(p N log N)` instead of `O(p m n)`. `X`, the three models and the
     order of the measurements are those of `GainMeasurements`.
 
-    One round, `A_l = (F diag(e_l))[:m, :n]`, costs half. With `"hadamard"` it is for one input and `n` at most `m`
-    only: gains equal to a row of `F` permute the columns, so that inputs of their own are not determined.
+    One round, `A_l = (F diag(e_l))[:m, :n]`, costs half, and is not for `"hadamard"`: gains equal to a row of `F` permute
+    its columns, so that gains and inputs are then determined now and then only, however many measurements there are.
 
     `"hadamard"` is real, and any solver takes it. `"fourier"` is complex: `lr.calibrate` takes its `stored()`.
 

@@ -333,10 +333,11 @@ def draw(data: dict) -> dict:
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
     blocks, grid = data["all_blocks"], np.array(data["grid"])
     for ax, model, plane in zip(axes, data["models"], data["plane"], strict=True):
-        image = ax.pcolormesh(grid, blocks, np.array(plane), vmin=0, vmax=1, cmap="viridis", shading="nearest")
+        image = ax.pcolormesh(grid, blocks, np.array(plane), vmin=0, vmax=1, cmap="viridis", shading="nearest", edgecolors="face", lw=0.3)
         limit = [most_inputs(model, p) for p in blocks]
         ax.plot(limit, blocks, "w--", lw=2, marker="o", ms=4, label="as many measurements as unknowns less one")
-        ax.set(title=model, xlabel="numbers n in an input", xlim=(grid[0] - 2, grid[-1] + 2), yticks=blocks)
+        right = grid[-1] if model == "repeated" else 1.7 * limit[-1]
+        ax.set(title=model, xlabel="numbers n in an input", xlim=(grid[0] - 2, right), yticks=blocks)
     axes[0].set_ylabel("blocks p")
     figure.colorbar(image, ax=axes, label="share recovered")
     legend = figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center")
