@@ -21,8 +21,8 @@ class StructuredGainMeasurements(Gains):
     that of the signs, `p (N + n)`; a product costs `O(p N log N)` instead of `O(p m n)`. `X`, the three models and the
     order of the measurements are those of `GainMeasurements`.
 
-    One round, `A_l = (F diag(e_l))[:m, :n]`, costs half, and is not for `"hadamard"`: gains equal to a row of `F` permute
-    its columns, so that gains and inputs are then determined now and then only, however many measurements there are.
+    One round, `A_l = (F diag(e_l))[:m, :n]`, costs half. Avoid it for `"hadamard"` with few measurements: gains that
+    are a row of `F` permute its columns, and what they permute among themselves is not determined.
 
     `"hadamard"` is real, and any solver takes it. `"fourier"` is complex: `lr.calibrate` takes its `stored()`.
 

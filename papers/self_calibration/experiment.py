@@ -333,7 +333,8 @@ def draw(data: dict) -> dict:
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
     blocks, grid = data["all_blocks"], np.array(data["grid"])
     for ax, model, plane in zip(axes, data["models"], data["plane"], strict=True):
-        image = ax.pcolormesh(grid, blocks, np.array(plane), vmin=0, vmax=1, cmap="viridis", shading="nearest", edgecolors="face", lw=0.3)
+        look = {"cmap": "viridis", "vmin": 0, "vmax": 1, "shading": "nearest", "edgecolors": "face", "lw": 0.3}
+        image = ax.pcolormesh(grid, blocks, np.array(plane), **look)
         limit = [most_inputs(model, p) for p in blocks]
         ax.plot(limit, blocks, "w--", lw=2, marker="o", ms=4, label="as many measurements as unknowns less one")
         right = grid[-1] if model == "repeated" else 1.7 * limit[-1]
