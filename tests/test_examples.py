@@ -197,3 +197,13 @@ def test_many_devices_on_two():
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "2 devices; largest difference to one device: 0"
+
+
+def test_calibration():
+    example = load("plot_calibration")
+    assert example.run(num_steps=60) > 20
+    results = example.recover(num_steps=60)
+    example.draw(*results)
+    assert len(plt.gcf().axes) == 4
+    gains, found = results[3:]
+    assert np.abs(np.asarray(found) - np.asarray(gains)).max() < 0.05

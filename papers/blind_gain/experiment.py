@@ -116,7 +116,7 @@ def run(full: bool) -> tuple[list[dict], dict]:
     claims = judge_phase(success) + judge_rates(error, start) + judge_noise(inputs, gains)
     claims += [
         common.not_tested("theorem", "the constants of the convergence theorem", "not ours to quote"),
-        common.not_tested("image", "a sensor array with known subspaces, an image", "not built yet"),
+        common.not_tested("image", "an image with known subspaces", "one without is examples/plot_calibration.py"),
     ]
     data = {
         "methods": list(METHODS),
