@@ -119,7 +119,7 @@ def test_the_system_is_its_definition():
 def complex_operator(kind, model):
     if kind == "gaussian":
         return GainMeasurements.gaussian(KEY, (5, 3), 4, model=model, dtype="complex128")
-    return StructuredGainMeasurements.create(KEY, (5, 3), 4, model=model, transform=kind)
+    return StructuredGainMeasurements.create(KEY, (5, 3), 4, model=model, transform=kind, rounds=3)
 
 
 @pytest.mark.parametrize("model", MODELS)
