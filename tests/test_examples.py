@@ -208,5 +208,5 @@ def test_calibration():
     example.draw(*results)
     assert len(plt.gcf().axes) == 4
     gains, found = results[3:]
-    # Ten times the noise of a gain seen twelve times would be 0.03.
+    # Three times the noise of a gain seen twelve times, 0.01 over the root of 12.
     assert lr.metrics.scaled_error(found, gains) < 0.01
