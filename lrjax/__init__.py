@@ -18,6 +18,7 @@ from lrjax._complete import Completion as Completion
 from lrjax._complete import complete as complete
 from lrjax._ho_kalman import StateSpace as StateSpace
 from lrjax._ho_kalman import ho_kalman as ho_kalman
+from lrjax._ho_kalman import markov_parameters as markov_parameters
 from lrjax._rank import RankSelection as RankSelection
 from lrjax._rank import select_rank as select_rank
 from lrjax._solve import Solution as Solution

@@ -1,4 +1,4 @@
-"""A linear system from its impulse response, by the singular values of a block Hankel matrix."""
+"""A linear system from inputs and outputs: its impulse response by least squares, its matrices by a Hankel matrix."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.svd import attach_derivative
 from lrjax.operators.hankel import AdjointMatrix, Hankel
-from lrjax.sketching import rsvd
+from lrjax.sketching import lstsq, rsvd
 
 
 @pytree
@@ -52,6 +52,88 @@ class StateSpace:
         states = jnp.linalg.solve(pencil, jnp.broadcast_to(b[None], (z.shape[0], *b.shape)))
         return jnp.einsum("pn,qnm->qpm", c, states, precision="highest") + d[None]
 
+    def simulate(
+        self,
+        inputs: Any,
+        key: jax.Array,
+        *,
+        state_noise: float | jax.Array = 0.0,
+        output_noise: float | jax.Array = 0.0,
+    ) -> jax.Array:
+        """Outputs `(N, T, p)` of `N` runs from the state zero under inputs `(N, T, m)`.
+
+        Args:
+            inputs: real.
+            key: of the noise.
+            state_noise: standard deviation of Gaussian noise in every state, every step.
+            output_noise: the same for the outputs.
+        """
+        inputs = jnp.asarray(inputs, self.a.dtype)
+        if inputs.ndim != 3 or inputs.shape[2] != self.b.shape[1]:
+            raise ValueError(f"inputs must have shape (N, T, {self.b.shape[1]}); got {inputs.shape}")
+        key_state, key_output = jax.random.split(key)
+        u = inputs.transpose(1, 0, 2)
+        start = matmul(0 * u[0], self.b.T)
+
+        def step(x, read):
+            key, u = read
+            noise = jnp.asarray(state_noise, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
+            return matmul(x, self.a.T) + matmul(u, self.b.T) + noise, matmul(x, self.c.T) + matmul(u, self.d.T)
+
+        y = jax.lax.scan(step, start, (jax.random.split(key_state, u.shape[0]), u))[1].transpose(1, 0, 2)
+        return y + jnp.asarray(output_noise, y.dtype) * jax.random.normal(key_output, y.shape, y.dtype)
+
+
+def markov_parameters(inputs: jax.Array, outputs: jax.Array, key: jax.Array) -> jax.Array:
+    """The response to an impulse, `D, C B, C A B, ...`, by least squares from last outputs of many runs.
+
+    Runs start in the state zero, so the last output is `sum_k G_k u_{T-1-k}` and noise. With independent standard
+    Gaussian inputs the expected squared error of all of `G` together is `T m / (N - T m - 1)` times the variance of
+    that noise, summed over the outputs: large where `N` is close to `T m`.
+
+    Args:
+        inputs: `(N, T, m)`, at least as many runs as unknowns, `N >= T m`.
+        outputs: `(N, p)`, the last output of each run. Windows of one long run serve as well if the state at their
+            start is forgotten by their end; what is left of it counts as noise.
+        key: random key, for `lstsq`.
+
+    Returns:
+        `(T, p, m)`, what `ho_kalman` takes.
+
+    Raises:
+        ValueError: another shape, not real or finite, dtypes that differ, or fewer runs than `T m`.
+
+    Cost: that of `lstsq` with an `N x T m` matrix. Do not use it for inputs that hold still or repeat (the
+    matrix loses rank), nor for unstable systems over long horizons.
+
+    Source: step 1 of Wang and Anderson, arXiv 2109.02703.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, lrjax as lr
+        >>> one = jnp.ones((1, 1))
+        >>> system = lr.StateSpace(a=0.5 * one, b=one, c=one, d=0 * one)
+        >>> inputs = jax.random.normal(jax.random.key(0), (50, 4, 1))
+        >>> outputs = system.simulate(inputs, jax.random.key(1))[:, -1]
+        >>> seen = lr.markov_parameters(inputs, outputs, jax.random.key(2))
+        >>> [round(abs(float(value)), 4) for value in seen.ravel()]
+        [0.0, 1.0, 0.5, 0.25]
+    """
+    for name, value, shape in (("inputs", inputs, "(N, T, m)"), ("outputs", outputs, "(N, p)")):
+        check_real(name, value)
+        if jnp.ndim(value) != shape.count(",") + 1 or 0 in jnp.shape(value):
+            raise ValueError(f"{name} must have shape {shape}, none zero; got {jnp.shape(value)}")
+        check_finite(name, value)
+    inputs, outputs = jnp.asarray(inputs), jnp.asarray(outputs)
+    runs, length, m = inputs.shape
+    if outputs.shape[0] != runs:
+        raise ValueError(f"outputs must have a row for each of the {runs} runs of inputs; got {outputs.shape}")
+    if outputs.dtype != inputs.dtype:
+        raise ValueError(f"inputs and outputs must have one dtype; got {inputs.dtype} and {outputs.dtype}")
+    if runs < length * m:
+        raise ValueError(f"inputs must have at least T m = {length * m} runs; got {runs}")
+    found = lstsq(inputs[:, ::-1].reshape(runs, length * m), outputs, key).x
+    return found.reshape(length, m, -1).transpose(0, 2, 1)
+
 
 def ho_kalman(
     markov: jax.Array,
@@ -67,11 +149,11 @@ def ho_kalman(
     The block Hankel matrix of `C B, C A B, ...` is observability times controllability, of rank `order`; balanced
     factors come from its singular triples, and `A` from the same matrix one block later. With a `key` the triples come
     from `rsvd`, and the matrix is never formed: products are by fast Fourier transforms. One power step then loses
-    nothing beside the error of estimated parameters; none costs about a factor of two.
+    nothing beside the error of estimated parameters; none made it 1.4 to 1.5 times as large (medians, noisy runs).
 
     Args:
         markov: `(T, p, m)`, at least three; the response of `p` outputs to an impulse at each of `m` inputs. Estimate
-            it with `lrjax.lstsq` from last outputs and reversed inputs of several runs.
+            it with `markov_parameters`.
         order: states, at most the smaller side of the Hankel matrix.
         block_rows: `T_1`, with `T - 1 - T_1` block columns; half of `T` if left out.
         key: random key, for `rsvd`; a dense SVD without.

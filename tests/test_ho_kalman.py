@@ -52,16 +52,50 @@ def test_without_noise_it_is_exact():
 
 def estimated(truth, runs, length, seed=1, noise=0.1):
     """Markov parameters by least squares on the last outputs of `runs` runs with noise in states and outputs."""
-    rng = np.random.default_rng(seed)
-    (n, m), p = truth.b.shape, truth.c.shape[0]
+    keys = jax.random.split(jax.random.key(seed), 3)
+    inputs = jax.random.normal(keys[0], (runs, length, truth.b.shape[1]), truth.a.dtype)
+    outputs = truth.simulate(inputs, keys[1], state_noise=noise, output_noise=noise)
+    return lr.markov_parameters(inputs, outputs[:, -1], keys[2])
+
+
+@pytest.mark.usefixtures("x64")
+def test_simulated_runs_are_those_of_the_definition():
+    truth = system(4, 2, 3)
     a, b, c, d = (np.asarray(part) for part in (truth.a, truth.b, truth.c, truth.d))
-    inputs, state = rng.standard_normal((length, runs, m)), np.zeros((runs, n))
-    for u in inputs[:-1]:
-        state = state @ a.T + u @ b.T + noise * rng.standard_normal((runs, n))
-    outputs = state @ c.T + inputs[-1] @ d.T + noise * rng.standard_normal((runs, p))
-    reversed_inputs = inputs[::-1].transpose(1, 0, 2).reshape(runs, length * m)
-    x = lr.lstsq(reversed_inputs, outputs, KEY, method="direct").x
-    return x.reshape(length, m, p).transpose(0, 2, 1)
+    inputs = np.random.default_rng(3).standard_normal((5, 7, 2))
+    state, expected = np.zeros((5, 4)), []
+    for u in inputs.transpose(1, 0, 2):
+        expected.append(state @ c.T + u @ d.T)
+        state = state @ a.T + u @ b.T
+    np.testing.assert_allclose(truth.simulate(inputs, KEY), np.stack(expected, 1), atol=1e-12)
+    # Both kinds of noise have the variance that is asked for: with `a = 0` they add up over one step.
+    still = lr.StateSpace(a=jnp.zeros((1, 1)), b=jnp.ones((1, 1)), c=3 * jnp.ones((1, 1)), d=jnp.ones((1, 1)))
+    noise = still.simulate(np.zeros((20_000, 3, 1)), KEY, state_noise=0.2, output_noise=0.5)
+    np.testing.assert_allclose(np.var(noise, axis=0).ravel(), [0.25, 0.61, 0.61], rtol=0.05)
+
+
+@pytest.mark.usefixtures("x64")
+def test_markov_parameters_are_exact_without_noise():
+    truth = system(4, 2, 3)
+    for runs in (20, 200):  # as many as unknowns, and many more
+        np.testing.assert_allclose(estimated(truth, runs, 10, noise=0.0), truth.markov(10), atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_error_of_markov_parameters_has_the_predicted_variance():
+    """`T m / (N - T m - 1)` times the variance of the noise of the last output, from the inverse Wishart mean."""
+    truth, runs, length, noise = system(3, 2, 2, radius=0.8), 60, 6, 0.1
+    a, c, carried = np.asarray(truth.a), np.asarray(truth.c), 0.0
+    for k in range(length - 1):
+        carried += np.sum((c @ np.linalg.matrix_power(a, k)) ** 2)
+    unknowns = length * 2
+    expected = unknowns / (runs - unknowns - 1) * noise**2 * (2 + carried)
+    trial = jax.jit(lambda seed: jnp.sum((estimated(truth, runs, length, seed, noise) - truth.markov(length)) ** 2))
+    errors = np.array([trial(seed) for seed in range(300)])
+    deviations = (errors.mean() / expected - 1) / (errors.std() / expected / np.sqrt(len(errors)))
+    print(f"\nmean over expectation {errors.mean() / expected:.3f}, {deviations:.1f} standard deviations")
+    assert abs(deviations) < 4
+    assert abs(errors.mean() / expected - 1) < 0.1
 
 
 @pytest.mark.usefixtures("x64")
@@ -112,7 +146,8 @@ def test_a_large_hankel_matrix_is_never_formed():
     assert compiled.memory_analysis().temp_size_in_bytes < 60e6
 
 
-MARKOV = np.ones((5, 2, 1), np.float32)
+MARKOV, INPUTS = np.ones((5, 2, 1), np.float32), np.ones((9, 3, 2), np.float32)
+ONE = jnp.ones((1, 1))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +160,16 @@ MARKOV = np.ones((5, 2, 1), np.float32)
         (lambda: lr.ho_kalman(MARKOV, 3), "order must be at most 2"),
         (lambda: lr.ho_kalman(MARKOV, 1, block_rows=4), "block_rows must be at most 3"),
         (lambda: lr.ho_kalman(MARKOV, 1, key=0), "key must be one typed key"),
+        (lambda: lr.markov_parameters(INPUTS[0], INPUTS[:, 0], KEY), r"inputs must have shape \(N, T, m\)"),
+        (lambda: lr.markov_parameters(INPUTS, INPUTS, KEY), r"outputs must have shape \(N, p\)"),
+        (lambda: lr.markov_parameters(INPUTS, INPUTS[1:, 0], KEY), "a row for each of the 9 runs"),
+        (lambda: lr.markov_parameters(INPUTS[:5], INPUTS[:5, 0], KEY), "at least T m = 6 runs; got 5"),
+        (lambda: lr.markov_parameters(INPUTS, INPUTS[:, 0].astype(np.float16), KEY), "one dtype"),
+        (lambda: lr.markov_parameters(INPUTS * np.inf, INPUTS[:, 0], KEY), "inputs must be finite"),
+        (
+            lambda: lr.StateSpace(a=ONE, b=ONE, c=ONE, d=ONE).simulate(INPUTS, KEY),
+            r"shape \(N, T, 1\); got \(9, 3, 2\)",
+        ),
         (lambda: lr.operators.Hankel.create(0, 3), "block_rows must be an integer of at least 1"),
         (lambda: lr.operators.Hankel.create(2, 3, block_shape=(2,)), "two positive integers"),
     ],
