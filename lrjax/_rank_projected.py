@@ -74,9 +74,11 @@ def rank_projected_descent(
     that rank: `X <- P_k(X - t dX)`, `free <- free - t dfree`. The gradient is that of JAX, so the objective may be
     anything differentiable; several matrices bound to one rank are the blocks of one.
 
-    If the objective is `mu` strongly convex and its gradient has the Lipschitz constant `L`, with `L < 3 mu`, then
-    for `1 / (2 mu) < t < 3 / (2 L)` every start leads to the one minimiser, at a linear rate of at most
-    `2 max(|1 - t mu|, |1 - t L|)`. Otherwise take `t` up to `1 / L`; the objective then does not rise.
+    If the objective is `mu` strongly convex, its gradient has the Lipschitz constant `L`, and its minimiser over all
+    matrices has that rank already, then a step shortens the distance to it to at most `2 max(|1 - t mu|, |1 - t L|)`
+    of what it was: below one for `L < 3 mu` and `1 / (2 mu) < t < 3 / (2 L)`, whatever the start. Otherwise `2 t` times
+    the norm of the gradient at the best matrix of that rank adds to this, and the rate is slower where the singular
+    values have no gap at the rank. Beyond the condition take `t` up to `1 / L`: the objective then does not rise.
 
     A pure function: jit it, vmap it over starts, step sizes or data, differentiate it. To compile once for many data
     sets, pass these by `jax.tree_util.Partial(objective, data)` with an `objective(data, matrix, free)` of a module,
@@ -91,7 +93,7 @@ def rank_projected_descent(
         num_steps: steps at most; a multiple of `record_every`.
         record_every: steps between two rows of the trace.
         tolerance: stop when a step moves matrix and free part by at most this, relative to their norm together;
-            default ten times the rounding unit. Short steps look like convergence.
+            default fifty times the rounding unit. Short steps look like convergence.
 
     Returns:
         A `RankProjectedResult`. Nothing raises for lack of convergence: a lane whose next iterate is not finite keeps
@@ -136,7 +138,7 @@ def rank_projected_descent(
     if num_steps % record_every:
         raise ValueError(f"num_steps must be a multiple of record_every; got {num_steps} and {record_every}")
     check_range("tolerance", tolerance, low=0)
-    tolerance = jnp.asarray(10 * jnp.finfo(matrix.dtype).eps if tolerance is None else tolerance, matrix.dtype)
+    tolerance = jnp.asarray(50 * jnp.finfo(matrix.dtype).eps if tolerance is None else tolerance, matrix.dtype)
     # A `Partial` is a pytree: its arrays are arguments of the program, and a plain function is part of it.
     as_argument = lambda f: f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)
     if callable(step_size):

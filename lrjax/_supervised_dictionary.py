@@ -128,8 +128,9 @@ def supervised_dictionary(
             the same largest curvature: large features need not be scaled down to have steps of a useful length.
             Here `k` is a quarter for two classes and a half for more, and `s^2` the squared norm of `[X, X']`, or
             one more than that of `X'` for `"feature"`.
-        step_size: number or schedule. By default `2 / (L + mu)` if `L < 3 mu`, where every start leads to the
-            one minimiser, and `1 / L` otherwise, with `L = max((k s^2 + nu) / c^2, 2 xi)`, `mu = min(nu / c^2, 2 xi)`.
+        step_size: number or schedule. By default `2 / (L + mu)` if `L < 3 mu`, the condition of
+            `lr.rank_projected_descent`, and `1 / L` otherwise, with `L = max((k s^2 + nu) / c^2, 2 xi)` and
+            `mu = min(nu / c^2, 2 xi)`.
         num_steps: steps at most; a multiple of `record_every`.
         record_every: steps between two rows of the trace.
         tolerance: see `lr.rank_projected_descent`.

@@ -10,7 +10,7 @@ import pytest
 
 import lrjax as lr
 from lrjax import _supervised_dictionary as sd
-from lrjax import status
+from lrjax import status, testing
 
 KEY = jax.random.key(0)
 FORMS = sd.FORMS
@@ -123,10 +123,11 @@ def test_more_classes_and_huge_logits():
         assert share > 0.65, (form, share)
 
 
-def well_conditioned(squared_norm, nu, xi, seed=6):
-    """p = 30, n = 200, `[X, X']` of a given squared norm: `L = norm / 4 + nu` and `mu = nu` for `2 xi` in between."""
+def planted(squared_norm, nu, xi, seed=6):
+    """p = 30, n = 200, rank 3, noise; `[X, X']` scaled: `L = squared_norm / 4 + nu`, `mu = nu` for `2 xi` between."""
     rng = np.random.default_rng(seed)
-    x, covariates, y = rng.standard_normal((200, 30)), rng.standard_normal((200, 2)), rng.integers(0, 2, 200)
+    x = rng.standard_normal((200, 3)) @ rng.standard_normal((3, 30)) + 0.3 * rng.standard_normal((200, 30))
+    covariates, y = rng.standard_normal((200, 2)), rng.integers(0, 2, 200)
     scale = np.sqrt(squared_norm) / np.linalg.norm(np.c_[x, covariates], 2)
     data = data_of(scale * x, y, scale * covariates, xi, nu)
     return jax.tree_util.Partial(sd._filter, data)
@@ -141,7 +142,7 @@ def starts(seed=7, count=3, size=1.0):
 def test_the_rate_is_below_the_bound_and_the_start_does_not_matter():
     """`L / mu = 1.28`: a NumPy prototype had factors 0.495, 0.222 and 0.456, bounds being 0.98, 0.437 and 0.98."""
     most, least = 2.56, 2.0
-    objective, (z, gamma) = well_conditioned(4 * (most - least), least, least / 2), starts()
+    objective, (z, gamma) = planted(4 * (most - least), least, least / 2), starts()
     run = jax.vmap(
         lambda z, gamma, size, num_steps=60: lr.rank_projected_descent(
             objective, z, gamma, rank=3, step_size=size, num_steps=num_steps, tolerance=0.0
@@ -154,10 +155,14 @@ def test_the_rate_is_below_the_bound_and_the_start_does_not_matter():
         result = run(z, gamma, size)
         end, end_value = result.factors.dense(), result.objective.min()
         assert np.ptp(result.objective) < 1e-10
-        np.testing.assert_allclose(end[1:], np.broadcast_to(end[0], end[1:].shape), atol=1e-10)
-        # Gaps of the objective are squares of distances.
-        gaps = result.trace["objective"] - end_value
-        seen[round(size, 3)] = np.median((gaps[:, 8] / gaps[:, 2]) ** (1 / 12)), bound
+        np.testing.assert_allclose(end[1:], np.broadcast_to(end[0], end[1:].shape), atol=1e-9)
+        # Gaps of the objective are squares of distances; the last five steps before rounding.
+        gaps = np.asarray(result.trace["objective"] - end_value)
+        last = [np.flatnonzero(gap > 1e-10)[-1] for gap in gaps]
+        seen[round(size, 3)] = (
+            np.median([(gap[k] / gap[k - 5]) ** 0.1 for gap, k in zip(gaps, last, strict=True)]),
+            bound,
+        )
         assert seen[round(size, 3)][0] < bound
     print(f"\n{seen}")
     factors = [pair[0] for pair in seen.values()]
@@ -168,7 +173,7 @@ def test_the_rate_is_below_the_bound_and_the_start_does_not_matter():
 def test_beyond_the_condition_a_long_step_ends_higher():
     """`L / mu = 12`: a step in the interval's place for `mu` alone, 1.02 / (2 mu), is too long for `L`."""
     most, least = 24.0, 2.0
-    objective, (z, gamma) = well_conditioned(4 * (most - least), least, least / 2), starts()
+    objective, (z, gamma) = planted(4 * (most - least), least, least / 2), starts()
     run = lambda size: jax.vmap(
         lambda z, gamma: lr.rank_projected_descent(objective, z, gamma, rank=3, step_size=size, num_steps=400)
     )(z, gamma)
@@ -203,8 +208,8 @@ def fit(x, y, xi, form="filter", **rest):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.usefixtures("x64")
 def test_jit_vmap_and_dtype(form):
-    x, y, _ = draw(9)
-    weights = jnp.array([0.1, 1.0, 3.0])
+    x, y, _ = draw(9, n=12, p=5)
+    weights = jnp.array([0.3, 1.0])
     run = functools.partial(fit, form=form)
     one_by_one = [run(x, y, xi) for xi in weights]
     batched = jax.jit(jax.vmap(run, in_axes=(None, None, 0)))(x, y, weights)
@@ -218,10 +223,18 @@ def test_jit_vmap_and_dtype(form):
     small = run(x.astype(np.float32), y, 1.0)
     assert {leaf.dtype for leaf in jax.tree.leaves(small)} == {np.dtype(np.float32), np.dtype(np.int32)}
     np.testing.assert_allclose(small.descent.objective, one_by_one[1].descent.objective, rtol=1e-5)
-    slope = jax.grad(lambda xi: run(x, y, xi, scale=1.0).descent.objective)(1.0)
-    size = sd._prepare(data_of(x, y, np.ones((40, 1)), 1.0, 1.0), None, form=form, kinds=1, balance=False)[1]
-    ends = [run(x, y, 1.0 + h, scale=1.0, step_size=size).descent.objective for h in (1e-5, -1e-5)]
-    np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_derivative_is_that_of_the_steps():
+    target = jnp.asarray(np.random.default_rng(14).standard_normal((4, 3)))
+
+    def end(weight):
+        objective = lambda x, free: jnp.sum((x - weight * target) ** 2) + jnp.sum((free - jnp.sin(weight) * x[0]) ** 2)
+        found = lr.rank_projected_descent(objective, target, jnp.ones(3), rank=1, step_size=0.1, num_steps=4)
+        return jnp.sum(found.factors.dense() ** 3) + jnp.sum(found.free**2)
+
+    testing.check_gradient(end, jnp.asarray(1.3), KEY)
 
 
 def test_one_trace_for_a_shape():
@@ -245,27 +258,27 @@ def test_one_trace_for_a_shape():
 def test_lanes_freeze_diverge_and_converge():
     rng = np.random.default_rng(11)
     target = jnp.asarray(rng.standard_normal((6, 5)))
-    objective = lambda x, free: 0.5 * jnp.sum((x + free["shift"] - target) ** 2)
+    objective = lambda x, free: 0.5 * jnp.sum((x - target) ** 2) + 0.5 * jnp.sum((free["y"] - 1) ** 2)
     run = lambda size: lr.rank_projected_descent(
-        objective, jnp.zeros((6, 5)), {"shift": jnp.zeros(())}, rank=2, step_size=size, num_steps=3000
+        objective, jnp.ones((6, 5)), {"y": jnp.zeros(3)}, rank=2, step_size=size, num_steps=1000
     )
-    sizes = jnp.array([0.02, 1e-5, 5.0])
+    sizes = jnp.array([0.5, 1e-5, 5.0])
     both = jax.vmap(run)(sizes)
     assert both.status.tolist() == [status.CONVERGED, status.RUNNING, status.NONFINITE]
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(both))
-    assert both.num_steps[0] < 3000
-    assert both.num_steps[2] < 3000
+    assert both.num_steps[0] < 1000
+    assert both.num_steps[2] < 1000
     with pytest.raises(status.SolveError, match="1 of 3 lanes"):
         both.check()
     for lane, size in enumerate(sizes):
         alone = run(size)
         assert alone.num_steps == both.num_steps[lane]
         np.testing.assert_allclose(alone.objective, both.objective[lane], rtol=1e-8)
-    assert bool(run(0.02).check(require_convergence=True).converged)
+    assert bool(run(0.5).check(require_convergence=True).converged)
     # What is left is what rank two cannot hold.
-    shift = both.free["shift"][0]
-    tail = np.linalg.svd(np.asarray(target) - float(shift), compute_uv=False)[2:]
-    np.testing.assert_allclose(both.objective[0], 0.5 * np.sum(tail**2), rtol=1e-6)
+    tail = np.linalg.svd(target, compute_uv=False)[2:]
+    np.testing.assert_allclose(both.objective[0], 0.5 * np.sum(tail**2), rtol=1e-10)
+    np.testing.assert_allclose(both.free["y"][0], 1, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
