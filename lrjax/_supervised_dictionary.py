@@ -90,7 +90,7 @@ def supervised_dictionary(
     rank: int,
     form: str = "filter",
     reconstruction: float | jax.Array = 1.0,
-    ridge: float | jax.Array = 1.0,
+    ridge: float | jax.Array | None = None,
     num_classes: int = 2,
     scale: float | jax.Array | None = None,
     step_size: Any = None,
@@ -122,7 +122,8 @@ def supervised_dictionary(
         rank: columns of the dictionary.
         form: as above.
         reconstruction: `xi`: large for the dictionary of a principal component analysis, small for one that predicts.
-        ridge: `nu`.
+        ridge: `nu`; by default 1, and 0.1 for `"feature"`, where it holds back each logit: with 1 only the intercept is
+            left of them.
         num_classes: two or more; the logit of class 0 is zero.
         scale: `c`; 1 is the published method. By default the root of `(k s^2 + nu) / (2 xi)`, at which both parts have
             the same largest curvature: large features need not be scaled down to have steps of a useful length.
@@ -167,16 +168,16 @@ def supervised_dictionary(
     check_choice("form", form, FORMS)
     check_count("num_classes", num_classes, minimum=2)
     check_range("reconstruction", reconstruction, low=0)
+    ridge = (1.0 if form == "filter" else 0.1) if ridge is None else ridge
     check_range("ridge", ridge, low=0)
     check_range("scale", scale, low=0, open_low=True)
     cast = lambda value: jnp.asarray(value, features.dtype)
     labels = _labels(labels, features.shape[0], num_classes)
     covariates = _covariates(covariates, features)
     kinds = num_classes - 1
-    if init is not None:
-        init = _check_init(init, features, covariates, kinds)
+    start = None if init is None else _check_init(init, features, covariates, kinds)
     data = _Data(features, labels, covariates, cast(reconstruction), cast(ridge), cast(1 if scale is None else scale))
-    data, default, stacked, gamma = _prepare(data, init, form=form, kinds=kinds, balance=scale is None)
+    data, default, stacked, gamma = _prepare(data, start, form=form, kinds=kinds, balance=scale is None)
     descent = rank_projected_descent(
         Partial(_filter if form == "filter" else _feature, data),
         stacked,
