@@ -179,8 +179,8 @@ def learn(x, y, new_x, new_y, form):
     """Accuracy on new samples and relative loss of reconstruction, for each weight."""
 
     def one(weight):
-        found = lr.supervised_dictionary(x, y, rank=COLUMNS, form=form, reconstruction=weight, num_steps=150,
-                                         record_every=150)  # fmt: skip
+        found = lr.supervised_dictionary(x, y, rank=COLUMNS, form=form, reconstruction=weight, num_steps=300,
+                                         record_every=300)  # fmt: skip
         loss = jnp.sum((x - lr.Factors(found.codes, found.dictionary).dense()) ** 2) / jnp.sum(x**2)
         return jnp.mean(found.predict(new_x) == new_y), loss
 
@@ -240,7 +240,7 @@ def judge_accuracy(seen: dict) -> list[dict]:
         )
         row(
             "ridge",
-            "accuracy that the filter form, xi = 0.001, gains over a logistic regression with the same ridge",
+            "accuracy that the filter form, xi = 0.001, gains over a logistic regression with the same ridge, 1",
             filtered[:, at(0.001)] - seen["ridge"][i],
             predicted=0.0,
             low=-0.01,
@@ -287,8 +287,8 @@ def judge_accuracy(seen: dict) -> list[dict]:
 
 
 def run(full: bool) -> tuple[list[dict], dict]:
-    planted, noise = rates(3 if full else 1)
-    seeds = 6 if full else 2
+    planted, noise = rates(5 if full else 1)
+    seeds = 10 if full else 2
     seen = accuracies(seeds)
     claims = judge_rates(planted, noise) + judge_accuracy(seen)
     claims += [
@@ -324,25 +324,21 @@ def draw(data: dict) -> dict:
 
     figures = {}
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.5), layout="constrained")
-    floor = 1e-12
+    above = lambda gap: np.where(np.array(gap) > 1e-12, gap, np.nan)
+    bound = lambda gap, j: above(gap[0] * np.array(data["bounds"][j]) ** (2 * np.arange(len(gap))))
     for j, name in enumerate(LENGTHS):
-        gap = np.maximum(data["gaps"][j], floor)
-        steps = np.arange(gap.size)
-        axes[0].semilogy(steps, gap, color=f"C{j}", lw=1.4, label=LENGTHS[name])
-        if data["bounds"][j] < 0.9:
-            bound = gap[0] * np.array(data["bounds"][j]) ** (2 * steps)
-            axes[0].semilogy(steps, np.maximum(bound, floor), ":", color=f"C{j}", lw=1.2)
-        axes[2].semilogy(steps, data["beyond"][j], color=f"C{j}", lw=1.4)
-    for i, gap in enumerate(data["no_gap"]):
-        axes[1].semilogy(np.maximum(gap, floor), color="C1", ls=("-", "--", "-.")[i], lw=1.4)
-    bound = data["no_gap"][0][0] * np.array(data["bounds"][1]) ** (2 * np.arange(len(data["no_gap"][0])))
-    axes[1].semilogy(np.maximum(bound, floor), ":", color="C1", lw=1.2)
+        axes[0].semilogy(above(data["gaps"][j]), color=f"C{j}", lw=1.4, label=f"step {LENGTHS[name]}")
+        axes[2].semilogy(data["beyond"][j], color=f"C{j}", lw=1.4)
+    axes[0].semilogy(bound(data["gaps"][1], 1), ":", color="k", lw=1.2, label="bound for 1 / L")
+    for gap, style in zip(data["no_gap"], ("-", "--", "-."), strict=True):
+        axes[1].semilogy(above(gap), color="C1", ls=style, lw=1.4)
+    axes[1].semilogy(bound(data["no_gap"][0], 1), ":", color="k", lw=1.2)
     axes[0].set(title="L / mu = 1.28, rank 3 and noise", ylabel="objective above the least", xlim=(0, 40))
     axes[1].set(title="L / mu = 1.28, noise alone, 3 starts", ylabel="objective above the least")
     axes[2].set(title="L / mu = 12, rank 3 and noise", ylabel="objective")
     for ax in axes:
         ax.set_xlabel("step")
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=4)
     figures["rates"] = figure
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.9), layout="constrained")
     for i, (ax, kind) in enumerate(zip(axes, KINDS, strict=True)):
