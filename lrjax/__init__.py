@@ -21,11 +21,15 @@ from lrjax._ho_kalman import ho_kalman as ho_kalman
 from lrjax._ho_kalman import markov_parameters as markov_parameters
 from lrjax._rank import RankSelection as RankSelection
 from lrjax._rank import select_rank as select_rank
+from lrjax._rank_projected import RankProjectedResult as RankProjectedResult
+from lrjax._rank_projected import rank_projected_descent as rank_projected_descent
 from lrjax._solve import Solution as Solution
 from lrjax._solve import iterate as iterate
 from lrjax._solve import solve as solve
 from lrjax._sparse_bayesian import SparseBayesianResult as SparseBayesianResult
 from lrjax._sparse_bayesian import sparse_bayesian as sparse_bayesian
+from lrjax._supervised_dictionary import SupervisedDictionary as SupervisedDictionary
+from lrjax._supervised_dictionary import supervised_dictionary as supervised_dictionary
 from lrjax._sweep import load_sweep as load_sweep
 from lrjax._sweep import sweep as sweep
 from lrjax.factors import Factors as Factors
