@@ -181,6 +181,17 @@ def test_hypergradient():
     assert_one_labelled_figure()
 
 
+def test_irs_channel():
+    example = load("plot_irs_channel")
+    table = example.sweep(num_trials=6)
+    found = example.decibels(table)
+    assert found["bayes"][-1] < -15
+    assert (found["bayes"][1:] < found["oracle"][1:] + 6).all()
+    assert found["least"].min() > -6  # whatever the noise
+    example.draw(table)
+    assert_one_labelled_figure()
+
+
 def test_many_devices():
     example = load("plot_many_devices")
     one, every = example.compare(num_trials=6)
