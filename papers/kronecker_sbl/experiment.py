@@ -6,7 +6,7 @@ that all sizes are one program: a row of zeros measured as zero changes nothing 
 """
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from scipy.linalg import lapack
 
 import lrjax as lr
 from lrjax import _sparse_bayesian as sbl
-from lrjax.linalg.modes import mode_products
 from papers import common
 
 TITLE = "He and Joseph, Bayesian Algorithms for Kronecker-structured Sparse Vector Recovery, arXiv 2307.14719"
@@ -50,97 +49,109 @@ PRINTED = {
 }
 
 
-def draw_one(key, first_rows, nonzeros, snr, rows: int = ROWS[0], values: str = "independent"):
-    """A draw: operator (zeros from `first_rows` on in `rows` rows of the first matrix), `y`, truth, noise, masks."""
-    keys = jax.random.split(key, 8)
-    matrices = [jax.random.normal(keys[i], (m, SIDE)) for i, m in enumerate(ROWS)]
-    used = jnp.arange(rows) < first_rows
-    matrices[0] = matrices[0][:rows] * used[:, None]
-    masks = [jax.random.permutation(k, SIDE) < nonzeros for k in keys[3:6]]
-    support = sbl.outer([mask.astype(jnp.float64) for mask in masks])
-    if values == "product":
-        x = sbl.outer([jax.random.normal(k, (SIDE,)) for k in jax.random.split(keys[6], 3)]) * support
-    else:
-        x = jax.random.normal(keys[6], (SIDE,) * 3) * support
-    clean = mode_products(x, matrices)
-    noise = jnp.sum(clean**2) / (jnp.sum(used) * ROWS[1] * ROWS[2]) * 10 ** (-snr / 10)
-    y = clean + jnp.sqrt(noise) * jax.random.normal(keys[7], ROWS)[:rows] * used[:, None, None]
-    return lr.operators.Kronecker.from_matrices(matrices), y, x, noise, masks
+class Draw(NamedTuple):
+    """Matrices and measurements, and what is to be found."""
+
+    matrices: list[np.ndarray]
+    y: np.ndarray
+    noise: float
+    x: np.ndarray
+    masks: list[np.ndarray]
 
 
-def keys_of(seed: int, trials: int) -> jax.Array:
-    """Keys that do not depend on how many there are."""
-    return jax.vmap(lambda t: jax.random.fold_in(jax.random.key(seed), t))(jnp.arange(trials))
+def draw_one(seed: int, trial: int, point: tuple, *, product: bool = False, rows: int = ROWS[0]) -> Draw:
+    """A draw at `(rows, non-zeros, SNR)`; of `rows` rows of the first matrix those not measured are zero."""
+    measured, nonzeros, snr = point
+    rng = np.random.default_rng((seed, trial))
+    matrices = [rng.standard_normal((m, SIDE)) for m in ROWS]
+    matrices[0] = matrices[0][:rows] * (np.arange(rows) < measured)[:, None]
+    masks = [rng.permutation(SIDE) < nonzeros for _ in ROWS]
+    values, factors = rng.standard_normal((SIDE,) * 3), rng.standard_normal((3, SIDE))
+    x = np.einsum("i,j,k->ijk", *factors) if product else values
+    x = x * np.einsum("i,j,k->ijk", *masks)
+    clean = through(x, matrices)
+    noise = np.sum(clean**2) / (measured * ROWS[1] * ROWS[2]) * 10 ** (-snr / 10)
+    y = clean + np.sqrt(noise) * rng.standard_normal(ROWS)[:rows]
+    y[measured:] = 0
+    return Draw(matrices, y, noise, x, masks)
 
 
-def on_the_support(matrices, y, masks):
-    """Least squares on the true support: the pseudo-inverse of the Kronecker product is that of its parts."""
-    solves = []
-    for a, mask in zip(matrices, masks, strict=True):
-        a = a * mask
-        solves.append(jnp.linalg.solve(a.T @ a + jnp.diag(1.0 - mask), a.T))
-    return mode_products(y, solves)
+def through(tensor: np.ndarray, matrices) -> np.ndarray:
+    """Each matrix applied to its mode."""
+    for a in matrices:
+        tensor = np.tensordot(tensor, a, axes=((0,), (1,)))
+    return tensor
 
 
-def score(estimate, x):
-    """Relative squared error, and overlap of the supports (Jaccard)."""
-    seen, true = jnp.abs(estimate) > 1e-3 * jnp.max(jnp.abs(estimate)), x != 0
-    overlap = jnp.sum(seen & true) / jnp.sum(seen | true)
-    return jnp.sum((estimate - x) ** 2) / jnp.sum(x**2), overlap
+def on_the_support(draw: Draw) -> np.ndarray:
+    """Least squares on the true support: the pseudo-inverse of a Kronecker product is that of its parts."""
+    return least_norm(draw.y, [a * mask for a, mask in zip(draw.matrices, draw.masks, strict=True)])
 
 
-def trial(key, first_rows, nonzeros, snr, *, rows: int = ROWS[0], learn: bool = False, methods=sbl.METHODS) -> dict:
-    """Errors and overlaps of each method on one draw."""
-    operator, y, x, noise, masks = draw_one(key, first_rows, nonzeros, snr, rows)
-    found = {}
-    for method in methods:
+def least_norm(y: np.ndarray, matrices) -> np.ndarray:
+    return through(y, [np.linalg.pinv(a, rcond=1e-10) for a in matrices])
+
+
+def error_of(estimate: np.ndarray, x: np.ndarray) -> float:
+    return float(np.sum((estimate - x) ** 2) / np.sum(x**2))
+
+
+def overlap_of(estimate: np.ndarray, x: np.ndarray) -> float:
+    """Common support over that of either."""
+    seen, true = np.abs(estimate) > 1e-3 * np.max(np.abs(estimate)), x != 0
+    return float(np.sum(seen & true) / np.sum(seen | true))
+
+
+def estimates(draws: list[Draw], method: str, learn: bool = False, pruning=None, **settings):
+    """`lr.sparse_bayesian` on all draws, one program; every leaf has the draws in front."""
+    matrices, y, noise = jax.tree.map(lambda *a: np.stack(a), *(draw[:3] for draw in draws))
+
+    def one(matrices, y, noise, pruning):
+        operator = lr.operators.Kronecker.from_matrices(matrices)
         given = None if learn else noise
-        result = lr.sparse_bayesian(
-            operator, y.reshape(-1), noise_variance=given, method=method, pruning=PRUNING[method]
+        return lr.sparse_bayesian(
+            operator, y.reshape(-1), noise_variance=given, method=method, pruning=pruning, **settings
         )
-        error, overlap = score(result.mean, x)
-        found[method] = {"error": error, "overlap": overlap, "steps": result.num_steps.astype(error.dtype)}
-        found[method]["noise"] = result.noise_variance / noise
-    error, overlap = score(on_the_support(operator.matrices, y, masks), x)
-    found["least squares"] = {"error": error, "overlap": overlap}
-    error, overlap = score(mode_products(y, [jnp.linalg.pinv(a, rtol=1e-10) for a in operator.matrices]), x)
-    found["least norm"] = {"error": error, "overlap": overlap}
+
+    share = np.broadcast_to(PRUNING[method] if pruning is None else pruning, len(draws))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(matrices, y, noise, share))
+
+
+def scores(estimated, draws: list[Draw], points: int) -> dict:
+    """Errors and overlaps `(points, trials)`."""
+    pairs = list(zip(estimated, draws, strict=True))
+    return {
+        "error": np.reshape([error_of(found, draw.x) for found, draw in pairs], (points, -1)),
+        "overlap": np.reshape([overlap_of(found, draw.x) for found, draw in pairs], (points, -1)),
+    }
+
+
+def at_points(points, trials: int, method: str, *, learn: bool = False, rows: int = ROWS[0]) -> dict:
+    """All points and draws; every leaf `(points, trials)`. Matrices, values and noise are shared between points."""
+    draws = [draw_one(0, t, point, rows=rows) for point in points for t in range(trials)]
+    result, shape = estimates(draws, method, learn), (len(points), trials)
+    found = {
+        method: scores(result.mean, draws, len(points)),
+        "least squares": scores(map(on_the_support, draws), draws, len(points)),
+        "least norm": scores((least_norm(draw.y, draw.matrices) for draw in draws), draws, len(points)),
+    }
+    found[method]["steps"] = result.num_steps.reshape(shape)
+    found[method]["noise"] = result.noise_variance.reshape(shape) / np.reshape([d.noise for d in draws], shape)
     return found
-
-
-def at_points(points, trials: int, **fixed) -> dict:
-    """`trial` at all points and draws, one program; every leaf `(points, trials)`. Draws are shared between points."""
-    keys = keys_of(0, trials)
-    columns = (jnp.asarray(column) for column in zip(*points, strict=True))
-    many = jax.vmap(lambda key, m, k, snr: trial(key, m, k, snr, **fixed), in_axes=(0, None, None, None))
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(many, in_axes=(None, 0, 0, 0)))(keys, *columns))
 
 
 def long_run(trials: int, num_steps: int, method: str, learn: bool, kinds, prunings) -> dict:
     """Error after `num_steps` steps at the size of `LONG`, every leaf `(kinds, prunings, trials)`; and the costs."""
-    keys = keys_of(1, trials)
-
-    def one(key, product, pruning):
-        drawn = [draw_one(key, *LONG, values=values) for values in ("independent", "product")]
-        operator, y, x, noise, masks = jax.tree.map(lambda a, b: jnp.where(product, b, a), *drawn)
-        given = None if learn else noise
-        result = lr.sparse_bayesian(
-            operator,
-            y.reshape(-1),
-            noise_variance=given,
-            method=method,
-            num_steps=num_steps,
-            tolerance=0.0,
-            pruning=pruning,
-        )
-        oracle = score(on_the_support(operator.matrices, y, masks), x)[0]
-        return {"error": score(result.mean, x)[0], "oracle": oracle, "cost": result.cost}
-
-    many = jax.vmap(one, in_axes=(0, None, None))
-    many = jax.vmap(jax.vmap(many, in_axes=(None, None, 0)), in_axes=(None, 0, None))
-    return jax.tree.map(
-        np.asarray, jax.jit(many)(keys, jnp.asarray([kind == "product" for kind in kinds]), jnp.asarray(prunings))
-    )
+    shape = (len(kinds), len(prunings), trials)
+    lanes = [(kind == "product", share, t) for kind in kinds for share in prunings for t in range(trials)]
+    draws = [draw_one(1, t, LONG, product=product) for product, _, t in lanes]
+    shares = np.array([share for _, share, _ in lanes])
+    result = estimates(draws, method, learn, shares, num_steps=num_steps, tolerance=0.0)
+    return {
+        "error": scores(result.mean, draws, 1)["error"].reshape(shape),
+        "oracle": scores(map(on_the_support, draws), draws, 1)["error"].reshape(shape),
+        "cost": result.cost.reshape(*shape, -1),
+    }
 
 
 def classic(matrices, y, noise, num_steps: int = 150, pruning: float = 1e-3) -> np.ndarray:
@@ -149,9 +160,8 @@ def classic(matrices, y, noise, num_steps: int = 150, pruning: float = 1e-3) -> 
     The covariance of `y` is still formed through the modes, and its inverse used through them. With fewer scales left
     than measurements the step works on those alone.
     """
-    matrices = [np.asarray(a) for a in matrices]
     sizes = [a.shape[0] for a in matrices]
-    y, noise = np.asarray(y).reshape(-1), float(noise)
+    y = y.reshape(-1)
     pairs = [(a[:, None, :] * a[None, :, :]).reshape(-1, a.shape[1]) for a in matrices]
     scales, columns = np.ones(SIDE**3), np.indices((SIDE,) * 3).reshape(3, -1)
     mean = np.zeros(SIDE**3)
@@ -166,14 +176,18 @@ def classic(matrices, y, noise, num_steps: int = 150, pruning: float = 1e-3) -> 
             means = g * (inverse @ (g * (a.T @ y))) / noise
             variances = scales[alive] * np.diag(inverse)
         else:
-            c = np.asarray(mode_products(jnp.asarray(scales.reshape((SIDE,) * 3)), [jnp.asarray(p) for p in pairs]))
-            c = c.reshape([n for m in sizes for n in (m, m)]).transpose(0, 2, 4, 1, 3, 5).reshape(y.size, y.size)
+            c = (
+                through(scales.reshape((SIDE,) * 3), pairs)
+                .reshape([n for m in sizes for n in (m, m)])
+                .transpose(0, 2, 4, 1, 3, 5)
+                .reshape(y.size, y.size)
+            )
             inverse = inverse_of(c + noise * np.eye(y.size))
-            back = mode_products(jnp.asarray((inverse @ y).reshape(sizes)), [jnp.asarray(m.T) for m in matrices])
+            back = through((inverse @ y).reshape(sizes), [m.T for m in matrices])
             split = inverse.reshape(*sizes, *sizes).transpose(0, 3, 1, 4, 2, 5).reshape([m * m for m in sizes])
-            gain = mode_products(jnp.asarray(split), [jnp.asarray(p.T) for p in pairs])
-            means = (scales * np.asarray(back).reshape(-1))[alive]
-            variances = (scales - scales**2 * np.asarray(gain).reshape(-1))[alive]
+            gain = through(split, [p.T for p in pairs])
+            means = (scales * back.reshape(-1))[alive]
+            variances = (scales - scales**2 * gain.reshape(-1))[alive]
         mean[:] = 0
         mean[alive] = means
         new = np.zeros_like(scales)
@@ -206,15 +220,15 @@ def dense_posterior(matrices, scales, noise, y):
 
 def run(full: bool) -> tuple[list[dict], dict]:
     points = sorted({p for sweep in SWEEPS.values() for p in sweep} if full else PROTOTYPE)
-    trials, fewer = (10, 4) if full else (4, 2)
-    found = at_points(points, trials, methods=("svd",))
-    found["alternating"] = at_points(points, fewer, methods=("alternating",))["alternating"]
+    trials, fewer = (50, 20) if full else (8, 4)
+    found = at_points(points, trials, "svd")
+    found["alternating"] = at_points(points, fewer, "alternating")["alternating"]
     learned_snr = SNR if full else SNR[1::2]
-    learned = at_points([(8, 3, snr) for snr in learned_snr], trials, rows=8, learn=True, methods=("svd",))
+    learned = at_points([(8, 3, snr) for snr in learned_snr], trials, "svd", rows=8, learn=True)
     claims = judge_table(points, found) + judge_learned(points, learned_snr, found, learned)
     more, curves = judge_long(full)
-    claims += more + judge_oracle(400 if full else 100)
-    claims += judge_classic(points, found, 2 if full else 1, (10, 20, 30) if full else (30,))
+    claims += more + judge_oracle(300 if full else 100)
+    claims += judge_classic(points, found, 4 if full else 1, (10, 20, 30) if full else (30,))
     claims += judge_work(full)
     claims.append(common.not_tested("blocks", "the variant for neighbouring non-zeros", "not built"))
     data = {
@@ -318,7 +332,7 @@ def judge_learned(points, snrs, known: dict, learned: dict) -> list[dict]:
 
 def judge_long(full: bool) -> tuple[list[dict], dict]:
     """The size of the authors' convergence experiment, and the cost along the way."""
-    trials = 3 if full else 2
+    trials = 10 if full else 3
     steps = {"svd": (50,), "alternating": (150, 500)} if full else {"svd": (50,), "alternating": (50,)}
     kinds, pruned = ("independent", "product"), ("without pruning", "pruned")
     found = {
@@ -399,20 +413,16 @@ def judge_long(full: bool) -> tuple[list[dict], dict]:
 
 def judge_oracle(trials: int) -> list[dict]:
     """The mean of `tr (A^T A)^-1` is `K / (M - K - 1)` for a standard normal `M x K` matrix."""
-    rows, nonzeros, snr = LONG
-    keys = keys_of(2, trials)
-
-    def one(key):
-        operator, y, x, _, masks = draw_one(key, rows, nonzeros, snr)
-        return score(on_the_support(operator.matrices, y, masks), x)[0]
-
+    _, nonzeros, snr = LONG
+    draws = [draw_one(2, t, LONG) for t in range(trials)]
+    errors = [error_of(on_the_support(draw), draw.x) for draw in draws]
     expected = 10 ** (-snr / 10) * np.prod([nonzeros / (m - nonzeros - 1) for m in ROWS])
     return [
         common.check(
             "oracle in theory",
             "mean squared error of least squares on the support at M1 = 14, K = 4, 30 dB, over all draws",
             predicted=float(expected),
-            values=float(jnp.mean(jax.jit(jax.vmap(one))(keys))),
+            values=float(np.mean(errors)),
             low=0.75 * expected,
             high=1.25 * expected,
             note="SNR times the product of K / (M_i - K - 1)",
@@ -422,13 +432,10 @@ def judge_oracle(trials: int) -> list[dict]:
 
 def judge_classic(points, found: dict, trials: int, snrs) -> list[dict]:
     claims = []
-    drawn = jax.jit(lambda *given: draw_one(*given, rows=8))
     for snr in snrs:
-        ratios = []
-        for t, key in enumerate(keys_of(0, trials)):
-            operator, y, x, noise, _ = drawn(key, 8, 3, snr)
-            theirs = score(classic(operator.matrices, y, noise), x)[0]
-            ratios.append(float(theirs / found["svd"]["error"][points.index((8, 3, snr)), t]))
+        draws = [draw_one(0, t, (8, 3, snr), rows=8) for t in range(trials)]
+        ours = found["svd"]["error"][points.index((8, 3, snr)), :trials]
+        ratios = [error_of(classic(d.matrices, d.y, d.noise), d.x) / e for d, e in zip(draws, ours, strict=True)]
         claims.append(
             common.check(
                 f"classic {snr} dB",
@@ -444,10 +451,10 @@ def judge_classic(points, found: dict, trials: int, snrs) -> list[dict]:
 def judge_work(full: bool) -> list[dict]:
     """Seconds are of the processor, all threads together, and so do not depend on what else runs."""
     rows = 8 if full else 6
-    drawn = jax.jit(lambda *given: draw_one(*given, rows=rows))
-    operator, y, _, noise, _ = drawn(jax.random.key(3), rows, 3, 25)
+    matrices, y, noise, *_ = draw_one(3, 0, (rows, 3, 25), rows=rows)
+    operator, y = lr.operators.Kronecker.from_matrices(matrices), jnp.asarray(y)
     scales = tuple(jnp.ones(SIDE) for _ in range(3))
-    arguments = (operator.matrices, scales, noise, y)
+    arguments = (operator.matrices, scales, jnp.asarray(noise), y)
     ours, dense = jax.jit(sbl.posterior), jax.jit(dense_posterior)
     compiled = [f.lower(*arguments).compile() for f in (ours, dense)]
     memory = [c.memory_analysis().temp_size_in_bytes + c.memory_analysis().output_size_in_bytes for c in compiled]
