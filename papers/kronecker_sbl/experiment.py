@@ -561,7 +561,10 @@ def draw_long(curves: dict):
               title="14 rows, K = 4, 30 dB", xlim=(30, 800))  # fmt: skip
     ticks = sorted({n for steps in curves["steps"].values() for n in steps})
     right.set_xticks(ticks, [str(n) for n in ticks])
+    errors = (5e-5, 1e-4, 2e-4, 5e-4)
+    right.set_yticks(errors, [f"{error:.0e}" for error in errors])
     right.minorticks_off()
+    left.set_ylim(bottom=1)
     left.legend(fontsize=8)
     right.legend(fontsize=8)
     return figure
