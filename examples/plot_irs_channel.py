@@ -92,8 +92,15 @@ def run(num_trials=30):
 
 
 # %%
-# The learned estimate comes close to least squares that is told the directions: it has found them. Least squares alone
-# leaves most of the channel unexplained whatever the noise.
+# In the median the learned estimate comes close to least squares that is told the directions: it has found them. Not
+# always: with so few measurements expectation maximisation settles on wrong directions in one draw of five, the same
+# draws whatever the noise, which is what the wide band shows. Least squares alone leaves most of the channel
+# unexplained in all draws.
+
+
+def lost(table):
+    """Share of draws at an SNR of 20 dB in which the directions were not found: errors above -8 dB."""
+    return float(np.mean(np.asarray(table["bayes"].values)[-1] > 10**-0.8))
 
 
 def draw(table):
@@ -114,6 +121,9 @@ if __name__ == "__main__":  # as a script and in the gallery
     table = sweep()
     draw(table)
     found = decibels(table)
-    print(f"error at 20 dB: {found['bayes'][-1]:.1f} dB (least squares: {found['least'][-1]:.1f} dB)")
+    print(
+        f"error at 20 dB: {found['bayes'][-1]:.1f} dB (least squares: {found['least'][-1]:.1f} dB); "
+        f"directions not found in {lost(table):.0%} of the draws"
+    )
     if matplotlib.get_backend() != "agg":
         plt.show()

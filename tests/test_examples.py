@@ -188,6 +188,7 @@ def test_irs_channel():
     assert found["bayes"][-1] < -25
     assert (found["bayes"][1:] < found["oracle"][1:] + 6).all()
     assert found["least"].min() > -6  # whatever the noise
+    assert example.lost(table) < 0.5
     example.draw(table)
     assert_one_labelled_figure()
 
