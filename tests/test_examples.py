@@ -183,6 +183,18 @@ def test_hypergradient():
     assert_one_labelled_figure()
 
 
+def test_irs_channel():
+    example = load("plot_irs_channel")
+    table = example.sweep(num_trials=6)
+    found = example.decibels(table)
+    assert found["bayes"][-1] < -25
+    assert (found["bayes"][1:] < found["oracle"][1:] + 6).all()
+    assert found["least"].min() > -6  # whatever the noise
+    assert example.lost(table) < 0.5
+    example.draw(table)
+    assert_one_labelled_figure()
+
+
 def test_many_devices():
     example = load("plot_many_devices")
     one, every = example.compare(num_trials=6)
