@@ -91,7 +91,7 @@ def accuracy(embedding, group, known):
     return (distance.argmin(axis=1) == group[~known]).mean()
 
 
-def compare(num_draws=4, dimensions=DIMENSIONS):
+def compare(num_draws=3, dimensions=DIMENSIONS):
     """Accuracy `(num_draws, dimensions)` of each embedding, on one network, over known nodes and projections."""
     key_network, key_known, key_draws = jax.random.split(jax.random.key(0), 3)
     edges, group = block_model(key_network)
@@ -112,7 +112,7 @@ def compare(num_draws=4, dimensions=DIMENSIONS):
     return found
 
 
-def run(num_draws=4):
+def run(num_draws=3):
     """Accuracy of the very sparse projection with most columns."""
     return float(compare(num_draws)["very sparse"][:, -1].mean())
 
@@ -135,7 +135,7 @@ def draw(found, dimensions=DIMENSIONS):
         ax.set_xlabel("columns of the embedding")
         ax.set_ylabel("nodes in the right group")
         ax.set_title(f"{NODES} nodes, {GROUPS} groups, a tenth known")
-        ax.legend(loc="lower right")
+        ax.legend(loc="lower center", ncols=4)
 
 
 if __name__ == "__main__":  # as a script and in the gallery

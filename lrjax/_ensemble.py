@@ -85,7 +85,7 @@ def complete_ensemble(
         >>> key = jax.random.key(0)
         >>> truth = lr.synthetic.low_rank(key, (30, 20), 1).dense()
         >>> mask = jax.random.bernoulli(key, 0.5, truth.shape)
-        >>> found = lr.complete_ensemble(truth, mask, key, rank=1, ridge=1e-6, num_members=8)
+        >>> found = lr.complete_ensemble(truth, mask, key, rank=1, ridge=1e-6, num_members=4, num_steps=50)
         >>> bool(abs(found.mean - truth).max() < 1e-3)
         True
     """

@@ -202,8 +202,8 @@ def test_many_devices_on_two():
 def test_budgeted_evaluation():
     example = load("plot_budgeted_evaluation")
     rates = example.compare(num_seeds=6)
-    assert example.advantage(rates) > 0.1
-    assert 0.02 < rates["even spending"][-len(rates["even spending"]) // 3 :].mean() < 0.8
+    assert example.advantage(rates) > 0.3
+    assert 0.02 < rates["even spending"][-len(rates["even spending"]) // 3 :].mean() < 0.6
     example.draw(rates)
     assert_one_labelled_figure()
 
@@ -245,11 +245,11 @@ def test_network_embedding_is_the_projected_sum_of_powers():
 
 def test_sampled_products():
     example = load("plot_sampled_products")
-    errors = example.compare(num_steps=800)
+    errors = example.compare()
     end = example.last(errors)
-    assert end["exact"] < end["wta"] < end["crs"] < end["heaviest only"]
-    assert end["heaviest only"] > 1.5 * end["wta"]
-    assert end["wta"] < 0.3 * float(errors["wta"][:, 0].mean())  # it learns
+    assert end["exact"] < min(end["wta"], end["crs"])
+    assert max(end["wta"], end["crs"]) < 0.1  # the teacher's variance is above one
+    assert end["heaviest only"] > 2 * max(end["wta"], end["crs"])
     example.draw(errors)
     assert_one_labelled_figure()
 
@@ -257,14 +257,20 @@ def test_sampled_products():
 def test_sampled_products_are_unbiased_gradients():
     example = load("plot_sampled_products")
     x, y = example.batch(jax.random.key(0))
-    kernel = jax.random.normal(jax.random.key(1), (example.INPUTS, 5))
-    loss = lambda kernel, key, method: ((example.dense(x, kernel, key, method) - y[:, None]) ** 2).sum()
-    exact = jax.grad(lambda kernel: ((x @ kernel - y[:, None]) ** 2).sum())(kernel)
-    np.testing.assert_allclose(jax.grad(loss)(kernel, jax.random.key(2), "exact"), exact, rtol=1e-4)
-    keys = jax.random.split(jax.random.key(2), 2000)
-    for method in ("wta", "crs"):
-        grads = np.asarray(jax.vmap(lambda key, method=method: jax.grad(loss)(kernel, key, method))(keys))
-        assert (np.abs(grads.mean(axis=0) - exact) < 4.5 * grads.std(axis=0) / np.sqrt(len(keys))).all()
+    kernel = jax.random.normal(jax.random.key(1), (example.INPUTS, 1))
+    slope = y - example.teacher(x)  # the noise, as for a network that has learned
+    loss = lambda kernel, key, method: (example.dense(x, kernel, key, method)[:, 0] * slope).sum()
+    exact = x.T @ slope[:, None]
+    numbers = {name: i for i, name in enumerate(example.METHODS)}
+    np.testing.assert_allclose(jax.grad(loss)(kernel, jax.random.key(2), numbers["exact"]), exact, atol=1e-3)
+    keys, spread = jax.random.split(jax.random.key(2), 2000), {}
+    for name in ("wta", "crs"):
+        grads = np.asarray(jax.vmap(lambda key, i=numbers[name]: jax.grad(loss)(kernel, key, i))(keys))
+        spread[name] = grads.std(axis=0)
+        assert (np.abs(grads.mean(axis=0) - exact) < 4.5 * spread[name] / np.sqrt(len(keys))).all()
+    assert (spread["wta"] ** 2).sum() < 0.9 * (spread["crs"] ** 2).sum()
+    biased = jax.grad(loss)(kernel, keys[0], numbers["heaviest only"])
+    assert (np.abs(biased - exact) > 4.5 * spread["wta"] / np.sqrt(len(keys))).any()
 
 
 def test_cluster_covariances():
