@@ -197,6 +197,7 @@ def draw(found, separations=SEPARATIONS):
         right.tick_params(axis="y", length=0)
         right.invert_yaxis()
         right.grid(False, axis="y")
+        right.locator_params(axis="x", nbins=5)
         right.set_xlabel("share mislabelled")
         right.set_title(f"{POINTS} points")
         right.legend(loc="lower right")

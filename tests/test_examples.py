@@ -210,13 +210,14 @@ def test_budgeted_evaluation():
 
 def test_network_embedding():
     example = load("plot_network_embedding")
-    found = {name: rates.mean(axis=0) for name, rates in example.compare(num_draws=2).items()}
+    draws = example.compare(num_draws=2)
+    found = {name: rates.mean(axis=0) for name, rates in draws.items()}
     # A NumPy prototype on another draw of the network: 0.94, 0.94 and 0.95.
     assert found["very sparse"][-1] > 0.88
     np.testing.assert_allclose(found["very sparse"][-1], found["Gaussian"][-1], atol=0.03)
     assert found["eigenvectors"][0] > found["very sparse"][-1]
     assert found["very sparse"][0] < 0.7
-    example.draw(example.compare(num_draws=1))
+    example.draw(draws)
     assert_one_labelled_figure()
 
 
@@ -275,12 +276,14 @@ def test_sampled_products_are_unbiased_gradients():
 
 def test_cluster_covariances():
     example = load("plot_cluster_covariances")
-    found = {name: rates.mean() for name, rates in example.compare(num_seeds=2).items()}
+    seeds = example.compare(num_seeds=2)
+    found = {name: rates.mean() for name, rates in seeds.items()}
+    # A prototype with four seeds had 0.017 and 0.019 in the mean of both separations, and K-means 0.16.
     assert found["likelihood, relaxed"] < 0.05
     assert found["the same, covariances unknown"] < 0.05
     assert found["true parameters"] < 0.05
     assert min(found["K-means"], found["K-means, relaxed"]) > 0.07
-    example.draw(example.compare(num_seeds=1, separations=(8.0,)), separations=(8.0,))
+    example.draw(seeds)
     assert_one_labelled_figure()
 
 
