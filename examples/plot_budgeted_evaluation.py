@@ -137,7 +137,7 @@ def successes(rule, batch, warm_up, keys):
     return jax.lax.map(trial, keys)
 
 
-def compare(num_seeds=8):
+def compare(num_seeds=6):
     """Success rate after each round, by rule."""
     keys = jax.random.split(jax.random.key(0), num_seeds)
     return {name: np.asarray(successes(*rule, keys)).mean(axis=0) for name, rule in RULES.items()}
@@ -149,7 +149,7 @@ def advantage(rates):
     return float(min(late["confidence bound"], late["ensemble"]) - late["even spending"])
 
 
-def run(num_seeds=8):
+def run(num_seeds=6):
     """Success rate of the worse of the two rules less that of even spending."""
     return advantage(compare(num_seeds))
 

@@ -201,7 +201,7 @@ def test_many_devices_on_two():
 
 def test_budgeted_evaluation():
     example = load("plot_budgeted_evaluation")
-    rates = example.compare(num_seeds=6)
+    rates = example.compare()
     assert example.advantage(rates) > 0.3
     assert 0.02 < rates["even spending"][-len(rates["even spending"]) // 3 :].mean() < 0.6
     example.draw(rates)
