@@ -16,6 +16,8 @@ from lrjax._calibration import Calibration as Calibration
 from lrjax._calibration import calibrate as calibrate
 from lrjax._complete import Completion as Completion
 from lrjax._complete import complete as complete
+from lrjax._ensemble import CompletionEnsemble as CompletionEnsemble
+from lrjax._ensemble import complete_ensemble as complete_ensemble
 from lrjax._ho_kalman import StateSpace as StateSpace
 from lrjax._ho_kalman import ho_kalman as ho_kalman
 from lrjax._ho_kalman import markov_parameters as markov_parameters

@@ -22,6 +22,7 @@ LAYERS = (
         "__main__",
         "_calibration",
         "_complete",
+        "_ensemble",
         "_ho_kalman",
         "_rank",
         "_rank_projected",

@@ -118,7 +118,7 @@ class EntryMask(Operator):
                 raise ValueError("mask must hold only 0 and 1; use Problem.weights for graded weights")
             if not host.any():
                 raise ValueError("mask observes no entry: there are no measurements")
-        return EntryMask(mask=mask != 0)
+        return EntryMask(mask=mask.astype(bool))  # not `!= 0`, which promotes
 
     @property
     def shape(self) -> tuple[int, int]:
