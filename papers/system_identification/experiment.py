@@ -187,7 +187,8 @@ def timings(dense: tuple, sides: tuple, repeats: int) -> tuple[list[dict], dict]
         markov = markov + 1e-3 * jax.random.normal(jax.random.key(4), markov.shape, markov.dtype)
         for name, way in ways.items():
             compiled = jax.jit(way).lower(markov).compile()
-            megabytes[name].append(compiled.memory_analysis().temp_size_in_bytes / 1e6)
+            memory = compiled.memory_analysis()
+            megabytes[name].append(np.nan if memory is None else memory.temp_size_in_bytes / 1e6)
             if name == "dense" and side not in dense:
                 continue
             seconds[name].append(min(clock(compiled, markov) for _ in range(repeats if name == "randomized" else 1)))

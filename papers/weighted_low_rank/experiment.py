@@ -71,7 +71,7 @@ def losses_of(kind: str, seed: int) -> dict[str, float]:
     problem = lr.Problem(identity, jnp.asarray(w.ravel()), jnp.asarray(weights.ravel() / weights.mean()))
     rows, cols = weights.sum(axis=1), weights.sum(axis=0)
     plain, fisher, unrooted, both = (
-        lr.low_rank(w, RANK, row_metric=a, col_metric=c)
+        lr.low_rank(jnp.asarray(w), RANK, row_metric=a, col_metric=c)
         for a, c in ((None, None), (rows, None), (rows**2, None), (rows, cols))
     )
     key = jax.random.key(0)

@@ -66,7 +66,7 @@ def draw_samples(teacher: tuple, key, n: int):
 
 @jax.jit
 def task_loss(params, x, y):
-    logits = NETWORK.apply({"params": params}, x)
+    logits = jnp.asarray(NETWORK.apply({"params": params}, x))
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
@@ -136,7 +136,7 @@ def alternating(problem, starts: list, most: int) -> list:
 
 def run(seeds: int, num_steps: int) -> dict:
     """By seed: loss of the network, and by method and rank the excess of the task loss and the loss of the kernels."""
-    whole, excess, kernel, shares = [], [], [], []
+    whole, excess, kernel, joint, shares = [], [], [], [], []
     for seed in range(seeds):
         keys = jax.random.split(jax.random.key(seed), 4)
         task = teacher(keys[0])
@@ -147,7 +147,7 @@ def run(seeds: int, num_steps: int) -> dict:
         kernels = {name: params[name]["kernel"].astype(jnp.float64) for name in LAYERS}
         found = {name: approximations(kernels[name], *facts[name]) for name in LAYERS}
         whole.append(float(task_loss(params, *test)))
-        now, inside = np.zeros((2, len(METHODS), len(RANKS)))
+        now, inside, both = np.zeros((3, len(METHODS), len(RANKS)))
         for i, method in enumerate(METHODS):
             for j in range(len(RANKS)):
                 dense = {name: found[name][method][j].dense() for name in LAYERS}
@@ -156,15 +156,18 @@ def run(seeds: int, num_steps: int) -> dict:
                 inside[i, j] = sum(
                     float(jnp.sum(facts[name][0] * (kernels[name] - dense[name]) ** 2)) for name in LAYERS
                 )
+                both[i, j] = sum(product_loss(kernels[name] - dense[name], *facts[name][1:]) for name in LAYERS)
         excess.append(now)
         kernel.append(inside)
+        joint.append(both)
         shares.append([explained(np.asarray(facts[name][0])) for name in LAYERS])
-    return {
-        "whole": np.array(whole),
-        "excess": np.array(excess),
-        "kernel": np.array(kernel),
-        "shares": np.array(shares),
-    }
+    found = {"whole": whole, "excess": excess, "kernel": kernel, "joint": joint, "shares": shares}
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def product_loss(change, products, gradients) -> float:
+    """`tr(E^T E[x x^T] E E[g g^T])`: unlike weights of entries it knows which errors add up."""
+    return float(jnp.sum((products @ change) * (change @ gradients)))
 
 
 def explained(fisher: np.ndarray) -> float:
@@ -201,6 +204,17 @@ def judge(found: dict) -> list[dict]:
                     note="expected; no theorem: the weighted loss is no bound on the task loss",
                 )
             )
+        joint = found["joint"][:, :, j]
+        claims.append(
+            common.check(
+                f"network r={rank}: products",
+                f"loss in the metrics of inputs and gradients at rank {rank}: entries (ALS) over rows and columns",
+                predicted="above 1",
+                values=joint[:, at("ALS")] / joint[:, at("both")],
+                low=1.0,
+                note="what would explain that ALS has the larger task loss",
+            )
+        )
     return claims
 
 
@@ -213,6 +227,7 @@ def summary(found: dict) -> dict:
         "whole": found["whole"],
         "excess": spread(found["excess"]),
         "kernel": spread(found["kernel"]),
+        "joint": spread(found["joint"]),
         "explained": dict(zip(LAYERS, np.median(found["shares"], axis=0), strict=True)),
     }
 
