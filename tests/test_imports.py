@@ -166,6 +166,7 @@ CONTRACT = {
     "adjoint",
     "adjoint_matmul",
     "adjoint_rmatmul",
+    "symmetric_adjoint_matmul",
     "reference",
     "size",
 }
