@@ -30,6 +30,16 @@ def test_the_accountant_to_the_digits_given(epsilon, deviation):
     assert private.gaussian_noise(epsilon, 1e-5, sensitivity=2.5) == pytest.approx(2.5 * seen, rel=1e-12)
 
 
+def test_noise_is_rounded_up_where_rounding_shows():
+    # For small mu and epsilon delta is mu * pdf(r) - epsilon * cdf(-r), r = epsilon / mu, up to a share of mu.
+    for epsilon, delta in ((1e-12, 1e-14), (1e-6, 1e-14), (1e-9, 1e-13)):
+        mu = 1 / private.gaussian_noise(epsilon, delta)
+        assert mu * norm.pdf(epsilon / mu) - epsilon * norm.cdf(-epsilon / mu) <= delta * (1 + 1e-9 * (epsilon == 1e-6))
+    # Numbers of single precision are taken as they are, and counted with in double.
+    assert private.gaussian_noise(np.float32(1), 1e-5) == private.gaussian_noise(1.0, 1e-5)
+    assert private.gaussian_delta(jnp.float32(1), 0.268) == private.gaussian_delta(1.0, 0.268)
+
+
 def test_delta_is_the_worst_excess_of_one_gaussian_over_another():
     """By integration over `N(mu, 1)` against `N(0, 1)`; and the asymptotic noise scale falls short of its delta."""
     for epsilon, mu in ((0.5, 0.3), (1.0, 1.0), (3.0, 0.7)):
@@ -171,6 +181,7 @@ def test_the_tree_releases_every_prefix():
 
 
 SKETCH = private.LowRankSketch.create(KEY, (6, 5), size=2)
+TREE = private.TreeRelease.create(SKETCH, KEY, num_releases=4, deviations=(1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +192,15 @@ SKETCH = private.LowRankSketch.create(KEY, (6, 5), size=2)
         (lambda: private.gaussian_noise(1.0, 1.0), "delta must be finite and in"),
         (lambda: private.gaussian_noise(1.0, 1e-5, sensitivity=0.0), "sensitivity must be"),
         (lambda: private.gaussian_delta(1.0, 0.0), "mu must be"),
+        (lambda: private.gaussian_noise(jnp.ones(2), 1e-5), "epsilon must be one number"),
+        (lambda: private.gaussian_noise(1.0, None), "delta must be one number"),
+        (lambda: jax.jit(lambda e: private.gaussian_noise(e, 1e-5))(1.0), "epsilon must be one number"),
+        (lambda: SKETCH.noisy(KEY, (1.0, 1.0)), "deviations must be three numbers"),
+        (lambda: SKETCH.noisy(KEY, 1.0), "deviations must be three numbers"),
+        (lambda: SKETCH.noisy(KEY, (1.0, math.nan, 1.0)), "deviations must be finite"),
+        (lambda: TREE.update(private.LowRankSketch.create(jax.random.key(1), (6, 5), size=2)), "change must have been"),
+        (lambda: TREE.update(jnp.ones((6, 5))), "change must be a LowRankSketch"),
+        (lambda: SKETCH.merge(SKETCH.core), "other must be a LowRankSketch"),
         (lambda: private.LowRankSketch.create(KEY, (6, 5), size=6), "size must be at most 5"),
         (lambda: private.LowRankSketch.create(KEY, (6, 5), size=3, core_size=5), "core_size must be at least 6"),
         (lambda: private.LowRankSketch.create(KEY, (6, 5), size=3, dtype=int), "dtype must be real floating"),
@@ -205,6 +225,14 @@ SKETCH = private.LowRankSketch.create(KEY, (6, 5), size=2)
 def test_the_door(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_indices_out_of_range_are_ignored_inside_jit():
+    index = jnp.array([-1, 6, 2], jnp.int8)
+    seen = jax.jit(lambda i: SKETCH.add_rows(i, jnp.ones((3, 5))).add_entries(i, i, jnp.ones(3)))(index)
+    expected = SKETCH.add_rows(index[2:], jnp.ones((1, 5))).add_entries(index[2:], index[2:], jnp.ones(1))
+    for part in PARTS:
+        np.testing.assert_allclose(getattr(seen, part), getattr(expected, part), atol=1e-6)
 
 
 def test_strict_promotion_in_float32():

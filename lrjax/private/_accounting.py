@@ -1,7 +1,11 @@
 """Exact accounting of Gaussian noise, in host arithmetic."""
 
 import math
+import sys
 from typing import Any
+
+import jax
+import numpy as np
 
 from lrjax._checks import check_range
 
@@ -26,8 +30,8 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
         >>> f"{lr.private.gaussian_delta(1.0, 1 / 3.731):.1e}"
         '1.0e-05'
     """
-    check_range("epsilon", epsilon, low=0)
-    check_range("mu", mu, low=0, open_low=True)
+    epsilon = _number("epsilon", epsilon, low=0)
+    mu = _number("mu", mu, low=0, open_low=True)
     first = _normal_cdf(mu / 2 - epsilon / mu)
     second = _normal_cdf(-mu / 2 - epsilon / mu)
     return first if epsilon > 500 else max(first - math.exp(epsilon) * second, 0.0)
@@ -36,7 +40,8 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
 def gaussian_noise(epsilon: float, delta: float, *, sensitivity: float = 1.0) -> float:
     """The least deviation of Gaussian noise that makes a release of this l2 sensitivity `(epsilon, delta)` private.
 
-    By bisection on the exact condition of `gaussian_delta`; rounded up, never down.
+    By bisection on the exact condition of `gaussian_delta`, with what that may be off by for rounding on top: the
+    noise is rounded up, never down.
 
     Args:
         epsilon: positive.
@@ -51,8 +56,8 @@ def gaussian_noise(epsilon: float, delta: float, *, sensitivity: float = 1.0) ->
         >>> round(lr.private.gaussian_noise(1.0, 1e-5), 3)
         3.731
     """
-    check_budget(epsilon, delta)
-    check_range("sensitivity", sensitivity, low=0, open_low=True)
+    epsilon, delta = check_budget(epsilon, delta)
+    sensitivity = _number("sensitivity", sensitivity, low=0, open_low=True)
     # gaussian_delta grows with mu, from zero to one.
     low, high = 0.0, 1.0
     while gaussian_delta(epsilon, high) < delta:
@@ -61,17 +66,33 @@ def gaussian_noise(epsilon: float, delta: float, *, sensitivity: float = 1.0) ->
         middle = (low + high) / 2
         if not low < middle < high:
             break
-        low, high = (middle, high) if gaussian_delta(epsilon, middle) <= delta else (low, middle)
+        low, high = (middle, high) if _upper_delta(epsilon, middle) <= delta else (low, middle)
     if low == 0:
         raise ValueError(f"epsilon {epsilon} and delta {delta} cannot be met by any finite noise")
     return sensitivity / low
+
+
+def _upper_delta(epsilon: float, mu: float) -> float:
+    """`gaussian_delta` and its rounding: both terms are off by roundings of an argument `z`, `z^2` times as large."""
+    wide = mu / 2 + epsilon / mu
+    rounding = sys.float_info.epsilon * (2 + wide * wide) * _normal_cdf(mu / 2 - epsilon / mu)
+    return gaussian_delta(epsilon, mu) + rounding
 
 
 def _normal_cdf(x: float) -> float:
     return 0.5 * math.erfc(-x / math.sqrt(2))
 
 
-def check_budget(epsilon: Any, delta: Any) -> None:
+def _number(name: str, value: Any, **bounds: Any) -> float:
+    """One number as a Python float, in whose precision all is computed whatever its own was."""
+    if value is None or isinstance(value, jax.core.Tracer) or np.ndim(value):
+        raise ValueError(f"{name} must be one number, known outside of jit; got {value!r}")
+    check_range(name, value, **bounds)
+    return float(value)
+
+
+def check_budget(epsilon: Any, delta: Any) -> tuple[float, float]:
     """Raises a `ValueError` for a budget that cannot be met, or not be accounted for in double precision."""
-    check_range("epsilon", epsilon, low=0, high=500, open_low=True)
-    check_range("delta", delta, low=1e-14, high=1 - 1e-14)
+    return _number("epsilon", epsilon, low=0, high=500, open_low=True), _number(
+        "delta", delta, low=1e-14, high=1 - 1e-14
+    )

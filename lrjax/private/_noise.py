@@ -58,7 +58,7 @@ def noise_deviations(
         >>> [b > a for a, b in zip(one, safe)]
         [True, True, True]
     """
-    check_budget(epsilon, delta)
+    epsilon, delta = check_budget(epsilon, delta)
     check_range("change", change, low=0, open_low=True)
     check_choice("neighbours", neighbours, NEIGHBOURS)
     levels = check_count("num_releases", num_releases).bit_length()

@@ -133,13 +133,7 @@ class LowRankSketch:
         Raises:
             ValueError: other maps (compared outside of jit only).
         """
-        for name in ("column_map", "row_map", "core_left", "core_right"):
-            one, two = getattr(self, name), getattr(other, name)
-            same = one.shape == two.shape and one.dtype == two.dtype
-            if same and not isinstance(one, Tracer) and not isinstance(two, Tracer):
-                same = bool(np.array_equal(one, two))
-            if not same:
-                raise ValueError("other must have been created with the same key, shape, sizes and dtype")
+        check_maps("other", other, self)
         return self._plus(other.columns, other.rows, other.core)
 
     def noisy(self, key: jax.Array, deviations: tuple[Any, Any, Any]) -> "LowRankSketch":
@@ -147,8 +141,12 @@ class LowRankSketch:
 
         Once: before the stream, so that the state itself is covered, or after it; the result has the same law. Take the
         deviations from `noise_deviations`, and a key of its own for each call, kept secret.
+
+        Raises:
+            ValueError: not one key, or not three deviations, each at least zero.
         """
         check_key(key)
+        check_deviations(deviations)
         keys, parts = jax.random.split(key, 3), (self.columns, self.rows, self.core)
         return self._plus(*(gaussian_like(k, d, part) for k, d, part in zip(keys, deviations, parts, strict=True)))
 
@@ -191,7 +189,30 @@ class LowRankSketch:
             raise ValueError(f"{name} must be a vector of integers; got shape {value.shape}, {value.dtype}")
         if not isinstance(value, Tracer):
             check_range(name, np.asarray(value), low=0, high=bound - 1)
-        return value
+            return value
+        # JAX counts negative indices from the end.
+        value = value.astype(jnp.promote_types(value.dtype, jnp.int32))
+        return jnp.where(value < 0, jnp.asarray(bound, value.dtype), value)
+
+
+def check_maps(name: str, given: Any, like: LowRankSketch) -> None:
+    """Raises a `ValueError` unless `given` is a sketch by the maps of `like`, compared outside of jit only."""
+    if not isinstance(given, LowRankSketch):
+        raise ValueError(f"{name} must be a LowRankSketch; got {type(given).__name__}")
+    for part in ("column_map", "row_map", "core_left", "core_right"):
+        one, two = getattr(like, part), getattr(given, part)
+        same = one.shape == two.shape and one.dtype == two.dtype
+        if same and not isinstance(one, Tracer) and not isinstance(two, Tracer):
+            same = bool(np.array_equal(one, two))
+        if not same:
+            raise ValueError(f"{name} must have been created with the same key, shape, sizes and dtype")
+
+
+def check_deviations(deviations: Any) -> None:
+    """Raises a `ValueError` unless these are three numbers of at least zero."""
+    if not hasattr(deviations, "__len__") or len(deviations) != 3:
+        raise ValueError(f"deviations must be three numbers; got {deviations!r}")
+    check_range("deviations", deviations, low=0)
 
 
 def _columns(matrix: jax.Array, indices: jax.Array) -> jax.Array:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from lrjax._checks import check_count, check_key, check_range
+from lrjax._checks import check_count, check_key
 from lrjax._pytree import pytree, replace
-from lrjax.private._sketch import LowRankSketch, gaussian_like
+from lrjax.private._sketch import LowRankSketch, check_deviations, check_maps, gaussian_like
 
 
 @pytree
@@ -54,9 +54,7 @@ class TreeRelease:
         """
         check_key(key)
         levels = check_count("num_releases", num_releases).bit_length()
-        check_range("deviations", deviations, low=0)
-        if len(deviations) != 3:
-            raise ValueError(f"deviations must be three numbers; got {deviations}")
+        check_deviations(deviations)
         parts = (sketch.columns, sketch.rows, sketch.core)
         empty = tuple(jnp.zeros((levels, *part.shape), part.dtype) for part in parts)
         columns, rows, core = (jnp.zeros_like(part) for part in parts)
@@ -73,10 +71,15 @@ class TreeRelease:
     def update(self, change: LowRankSketch) -> "TreeRelease":
         """One time step: `change` is the sketch of this step's update alone, `tree.maps.add(...)`.
 
+        Go on with the tree returned, and never update one tree twice: both would carry the same noise, and their
+        difference none.
+
         Raises:
-            ValueError: all `num_releases` steps are used up (seen outside of jit only; inside, the tree then turns into
-                NaN rather than release more than was accounted for).
+            ValueError: a change by other maps than those of the tree (compared outside of jit only), or all
+                `num_releases` steps are used up (seen outside of jit only; inside, the tree then turns into NaN rather
+                than release more than was accounted for).
         """
+        check_maps("change", change, self.maps)
         if not isinstance(self.time, Tracer) and int(self.time) >= self.num_releases:
             raise ValueError(f"all {self.num_releases} steps of the tree are used up")
         time = self.time + 1
