@@ -54,6 +54,8 @@ def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     """
     if jnp.shape(estimate) != jnp.shape(truth):
         raise ValueError(f"estimate and truth must have one shape; got {jnp.shape(estimate)} and {jnp.shape(truth)}")
+    # In units of their own: squares of what is very small or large would leave the range of single precision.
+    estimate, truth = (x / jnp.where((top := jnp.max(jnp.abs(x))) > 0, top, 1) for x in (estimate, truth))
     square = jnp.sum(jnp.abs(estimate) ** 2)
     # `vdot` conjugates the first argument.
     factor = jnp.vdot(estimate, truth) / jnp.where(square > 0, square, 1)

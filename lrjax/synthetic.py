@@ -387,6 +387,7 @@ def gain_calibration(
     check_key(key)
     m, n = check_shape(shape)
     check_range("radius", radius, low=0, high=1)
+    check_range("noise", noise, low=0)
     dtype = _default_dtype(dtype)
     real = jnp.finfo(dtype).dtype
     if random_phase and not jnp.issubdtype(dtype, jnp.complexfloating):

@@ -391,3 +391,25 @@ def descend(loss=None, **settings):
 def test_refused(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_the_scaled_error_has_no_units():
+    truth = np.random.default_rng(0).standard_normal(6).astype(np.float32)
+    for scale in (1e-30, 1e-22, 1.0, 1e22, 1e30):
+        seen = [
+            lr.metrics.scaled_error(np.float32(a) * truth, np.float32(b) * truth) for a, b in ((scale, 1), (1, scale))
+        ]
+        np.testing.assert_allclose(seen, 0, atol=1e-6)
+    assert lr.metrics.scaled_error(0 * truth, truth) == 1
+
+
+@pytest.mark.parametrize("create", [lr.operators.GainMeasurements.gaussian, lr.operators.SeededGainMeasurements.create])
+def test_gains_of_whole_numbers_are_refused(create):
+    with pytest.raises(ValueError, match="dtype must be real or complex floating; got int32"):
+        create(jax.random.key(0), (3, 2), 2, dtype=np.int32)
+
+
+@pytest.mark.parametrize("noise", [-1.0, np.nan])
+def test_the_noise_of_a_synthetic_calibration_is_checked(noise):
+    with pytest.raises(ValueError, match="noise must be finite and in"):
+        lr.synthetic.gain_calibration(jax.random.key(0), shape=(4, 2), num_blocks=2, noise=noise)

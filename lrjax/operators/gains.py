@@ -125,7 +125,7 @@ class GainMeasurements(Gains):
         m, n = check_shape(shape)
         p = check_count("num_blocks", num_blocks)
         check_choice("model", model, MODELS)
-        dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
+        dtype = _inexact(dtype)
         size = (m, n) if model == "snapshots" else (p, m, n)
         if (needed := math.prod(size) * dtype.itemsize) > MAX_BYTES:
             raise ValueError(
@@ -221,7 +221,7 @@ class SeededGainMeasurements(Gains):
         block = check_shape(shape)
         p = check_count("num_blocks", num_blocks)
         check_choice("model", model, MODELS[:2])
-        dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
+        dtype = _inexact(dtype)
         scale = jnp.asarray(scale, dtype)
         return SeededGainMeasurements(key=key, scale=scale, block_shape=block, num_blocks=p, model=model)
 
@@ -283,6 +283,13 @@ class SeededGainMeasurements(Gains):
         blocks = z.reshape(self.num_blocks, -1)
         gather = self._sum if self.model == "repeated" else self._map
         return gather(lambda block, part: block.adjoint_rmatmul(part, u), blocks).reshape(-1, u.shape[1])
+
+
+def _inexact(dtype: Any) -> jnp.dtype:
+    dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(f"dtype must be real or complex floating; got {dtype}")
+    return dtype
 
 
 @pytree
