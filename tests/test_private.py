@@ -57,6 +57,16 @@ def test_the_stretch_of_a_gaussian_map_is_an_upper_bound():
         assert stretch < 1.5 * chi2.isf(probability, count) / count
 
 
+def test_half_of_delta_pays_for_all_four_maps():
+    sketch = private.LowRankSketch.create(KEY, (30, 25), size=6, core_size=14)
+    deviations = private.noise_deviations(sketch, epsilon=1.0, delta=1e-5)
+    columns, rows, core = np.array(deviations) / (math.sqrt(3) * private.gaussian_noise(1.0, 0.5e-5))
+    # Chernoff: the squared length is `a` times as long as it should be with probability at most this.
+    fails = lambda a, count: (a * math.exp(1 - a)) ** (count / 2)
+    total = fails(columns**2, 6) + fails(rows**2, 6) + 2 * fails(core, 14)
+    assert total == pytest.approx(0.5e-5, rel=1e-6)
+
+
 def test_three_sketches_and_a_tree_compose():
     sketch = private.LowRankSketch.create(KEY, (30, 25), size=6, core_size=14)
     ask = lambda **rest: np.array(private.noise_deviations(sketch, epsilon=1.0, delta=1e-5, **rest))
