@@ -63,7 +63,7 @@ def complete_ensemble(
         rank: columns of the factors.
         ridge: penalty `ridge (||left||_F^2 + ||right||_F^2)`; rows with nothing in them come out as zero under it.
         num_members: fits, at least 2.
-        drop: probability of an observed entry to be hidden from a member, below 1.
+        drop: probability of an observed entry to be hidden from a member, at most 0.99.
         num_steps: sweeps, each a right and a left half step.
         nonnegative: keep both factors nonnegative. Ask for it where it is true: with few entries a column, starts of
             mixed signs lead most members to wrong solutions (at 2.4 entries a column of a positive 40 x 1000 matrix

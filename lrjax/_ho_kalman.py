@@ -46,6 +46,8 @@ class StateSpace:
     def frequency_response(self, frequencies: Any) -> jax.Array:
         """`c (exp(i w) - a)^-1 b + d` at angular frequencies `w (q,)`; `(q, p, m)`, complex."""
         w = jnp.asarray(frequencies, self.a.dtype)
+        if w.ndim != 1:
+            raise ValueError(f"frequencies must have shape (q,); got {w.shape}")
         z = jax.lax.complex(jnp.cos(w), jnp.sin(w))
         a, b, c, d = (part.astype(z.dtype) for part in (self.a, self.b, self.c, self.d))
         pencil = z[:, None, None] * jnp.eye(a.shape[0], dtype=z.dtype)[None] - a[None]
@@ -68,6 +70,7 @@ class StateSpace:
             state_noise: standard deviation of Gaussian noise in every state, every step.
             output_noise: the same for the outputs.
         """
+        check_key(key)
         inputs = jnp.asarray(inputs, self.a.dtype)
         if inputs.ndim != 3 or inputs.shape[2] != self.b.shape[1]:
             raise ValueError(f"inputs must have shape (N, T, {self.b.shape[1]}); got {inputs.shape}")

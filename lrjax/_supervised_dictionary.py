@@ -204,6 +204,8 @@ def _covariates(covariates: Any, features: jax.Array) -> jax.Array:
     if covariates is None:
         return jnp.ones_like(features[:, :1])
     covariates = jnp.asarray(covariates)
+    if jnp.iscomplexobj(covariates):
+        raise ValueError(f"covariates must be real; got dtype {covariates.dtype}")
     if covariates.ndim != 2 or covariates.shape[0] != features.shape[0]:
         raise ValueError(f"covariates must have shape ({features.shape[0]}, q); got {covariates.shape}")
     check_finite("covariates", covariates)
@@ -221,6 +223,8 @@ def _check_init(init: Any, features: jax.Array, covariates: jax.Array, kinds: in
             f"init must be (dictionary, codes, beta, gamma) of shapes ({p}, k), ({n}, k), (k, {kinds}) and "
             f"({q}, {kinds}); got {shapes}"
         )
+    for part in parts:
+        check_finite("init", part)
     return parts
 
 

@@ -55,9 +55,16 @@ def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     if jnp.shape(estimate) != jnp.shape(truth):
         raise ValueError(f"estimate and truth must have one shape; got {jnp.shape(estimate)} and {jnp.shape(truth)}")
     # In units of their own: squares of what is very small or large would leave the range of single precision.
-    estimate, truth = (x / jnp.where((top := jnp.max(jnp.abs(x))) > 0, top, 1) for x in (estimate, truth))
+    estimate, truth = _in_own_units(estimate), _in_own_units(truth)
     square = jnp.sum(jnp.abs(estimate) ** 2)
     # `vdot` conjugates the first argument.
-    factor = jnp.vdot(estimate, truth) / jnp.where(square > 0, square, 1)
+    product = jnp.vdot(estimate, truth)
+    factor = product / jnp.where(square > 0, square, 1).astype(product.dtype)
     # The difference itself: one minus the squared cosine would lose half the digits.
     return jnp.linalg.norm((factor * estimate - truth).ravel()) / jnp.linalg.norm(truth.ravel())
+
+
+def _in_own_units(x: jax.Array) -> jax.Array:
+    x = jnp.asarray(x)
+    top = jnp.max(jnp.abs(x))
+    return x / jnp.where(top > 0, top, 1).astype(x.dtype)

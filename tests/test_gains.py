@@ -378,6 +378,8 @@ REFUSED = {
     ),
     "radius": (lambda: descend(radius=1.5), "radius .*1.5"),
     "basis": (lambda: descend(gain_basis=np.ones((3, 1))), r"gain_basis .*\(4, k\).*\(3, 1\)"),
+    "basis scaled": (lambda: descend(input_basis=2 * np.eye(3)[:, :1]), "input_basis must have orthonormal columns"),
+    "basis without ones": (lambda: descend(gain_basis=np.eye(4)[:, :2]), "gain_basis must contain the vector of ones"),
     "loss": (lambda: descend(loss=lr.losses.Absolute()), "squared loss.*Absolute"),
 }
 

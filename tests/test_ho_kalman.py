@@ -170,6 +170,11 @@ ONE = jnp.ones((1, 1))
             lambda: lr.StateSpace(a=ONE, b=ONE, c=ONE, d=ONE).simulate(INPUTS, KEY),
             r"shape \(N, T, 1\); got \(9, 3, 2\)",
         ),
+        (lambda: lr.StateSpace(a=ONE, b=ONE, c=ONE, d=ONE).simulate(INPUTS[..., :1], 0), "key must be one typed key"),
+        (
+            lambda: lr.StateSpace(a=ONE, b=ONE, c=ONE, d=ONE).frequency_response(0.5),
+            r"frequencies must have shape \(q,\)",
+        ),
         (lambda: lr.operators.Hankel.create(0, 3), "block_rows must be an integer of at least 1"),
         (lambda: lr.operators.Hankel.create(2, 3, block_shape=(2,)), "two positive integers"),
     ],

@@ -4,8 +4,8 @@ import math
 import sys
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 from lrjax._checks import check_range
 
@@ -85,7 +85,7 @@ def _normal_cdf(x: float) -> float:
 
 def _number(name: str, value: Any, **bounds: Any) -> float:
     """One number as a Python float, in whose precision all is computed whatever its own was."""
-    if value is None or isinstance(value, jax.core.Tracer) or np.ndim(value):
+    if value is None or isinstance(value, Tracer) or np.ndim(value):
         raise ValueError(f"{name} must be one number, known outside of jit; got {value!r}")
     check_range(name, value, **bounds)
     return float(value)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lrjax._checks import check_choice, check_count, check_key, check_range, check_real
+from lrjax._checks import check_choice, check_count, check_finite, check_key, check_range, check_real
 from lrjax.factors import Factors
 from lrjax.private._accounting import check_budget, gaussian_noise
 from lrjax.private._sketch import LowRankSketch, gaussian_like
@@ -120,6 +120,8 @@ def perturbed_low_rank(
     """
     check_key(key)
     check_real("x", x)
+    check_finite("x", x)
+    check_range("change", change, low=0, open_low=True)
     deviation = gaussian_noise(epsilon, delta, sensitivity=change)
     x = jnp.asarray(x)
     return low_rank(x + gaussian_like(key, deviation, x), rank)

@@ -60,7 +60,7 @@ class LowRankSketch:
             size: `s`, columns and rows kept: a few times the rank wanted. At most `min(n1, n2)`.
             core_size: `c`, at least `2 s`; `3 s` if left out. The maps of the core are inverted, on `s` dimensions, and
                 noise grows by that.
-            dtype: real floating type.
+            dtype: float32 or float64; default JAX's current default float.
 
         Raises:
             ValueError: not one key, or sizes that do not fit.
@@ -73,8 +73,8 @@ class LowRankSketch:
         if wide < 2 * size:
             raise ValueError(f"core_size must be at least {2 * size}, twice the size; got {wide}")
         dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"dtype must be real floating; got {dtype}")
+        if dtype not in (np.dtype("float32"), np.dtype("float64")):
+            raise ValueError(f"dtype must be float32 or float64; got {dtype}")
         keys = jax.random.split(key, 4)
         draw = lambda key, shape, count: jax.random.normal(key, shape, dtype) * jnp.asarray(count**-0.5, dtype)
         return LowRankSketch(
@@ -146,7 +146,7 @@ class LowRankSketch:
             ValueError: not one key, or not three deviations, each at least zero.
         """
         check_key(key)
-        check_deviations(deviations)
+        check_deviations(deviations, self.core.dtype)
         keys, parts = jax.random.split(key, 3), (self.columns, self.rows, self.core)
         return self._plus(*(gaussian_like(k, d, part) for k, d, part in zip(keys, deviations, parts, strict=True)))
 
@@ -208,11 +208,14 @@ def check_maps(name: str, given: Any, like: LowRankSketch) -> None:
             raise ValueError(f"{name} must have been created with the same key, shape, sizes and dtype")
 
 
-def check_deviations(deviations: Any) -> None:
-    """Raises a `ValueError` unless these are three numbers of at least zero."""
+def check_deviations(deviations: Any, dtype: Any) -> None:
+    """Raises a `ValueError` unless these are three numbers of at least zero, and not too small for the dtype."""
     if not hasattr(deviations, "__len__") or len(deviations) != 3:
         raise ValueError(f"deviations must be three numbers; got {deviations!r}")
     check_range("deviations", deviations, low=0)
+    for value in deviations:
+        if not isinstance(value, Tracer) and float(value) > 0 and np.asarray(value, dtype) == 0:
+            raise ValueError(f"deviations must be zero or in the range of {dtype}, or no noise is left; got {value}")
 
 
 def _columns(matrix: jax.Array, indices: jax.Array) -> jax.Array:

@@ -4,9 +4,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrjax import losses
-from lrjax._checks import check_count, check_range
+from lrjax._checks import check_count, check_range, host_value
 from lrjax._pytree import pytree
 from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
@@ -68,6 +69,12 @@ class BlindGainDescent:
         ):
             if basis is not None and (jnp.ndim(basis) != 2 or jnp.shape(basis)[0] != n):
                 raise ValueError(f"{name} must have shape ({n}, k), orthonormal columns; got {jnp.shape(basis)}")
+            if basis is not None and (host := host_value(basis)) is not None:
+                # A slip in the scale or a basis of another kind; rounding, in any dtype, is far smaller.
+                if not np.abs(host.T @ host - np.eye(host.shape[1])).max() < 1e-2:
+                    raise ValueError(f"{name} must have orthonormal columns: take numpy.linalg.qr(basis)[0]")
+                if name == "gain_basis" and not np.abs(host @ host.sum(axis=0) - 1).max() < 1e-2:
+                    raise ValueError("the span of gain_basis must contain the vector of ones")
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
         """Gains of one and the best multiple of the adjoint image; given factors are scaled to mean gain one."""
