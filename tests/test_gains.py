@@ -276,6 +276,33 @@ def descent_errors(key, shape, p, radius, num_steps, tolerance=None):
     return jnp.maximum(gains, relative(solution.factors.right, truth.right)), solution.num_steps
 
 
+def test_a_step_is_the_published_one(x64):
+    """Against NumPy: gradients, that of the gains less its mean, an exact line search for each, then the projection."""
+    problem, _ = lr.synthetic.gain_calibration(KEY, shape=(6, 4), num_blocks=3, radius=0.5)
+    solver = lr.BlindGainDescent(radius=0.3)
+    state = solver.init(problem, KEY)
+    matrices, y = np.asarray(problem.operator.matrices), np.asarray(problem.y).reshape(3, 6)
+    gains, x = np.asarray(state.factors.left)[:, 0], np.asarray(state.factors.right)[:, 0]
+    for _ in range(3):
+        images = matrices @ x
+        residual = gains * images - y
+        down_x = np.einsum("pmn,pm->n", matrices, gains * residual)
+        down_gains = (images * residual).sum(axis=0)
+        down_gains -= down_gains.mean()
+        along_x, along_gains = gains * (matrices @ down_x), images * down_gains
+        x = x - (along_x * residual).sum() / (along_x**2).sum() * down_x
+        moved = gains - (along_gains * residual).sum() / (along_gains**2).sum() * down_gains
+        # The shift at which the mean is one.
+        low, high = -1.0, 1.0
+        for _ in range(80):
+            shift = (low + high) / 2
+            low, high = (shift, high) if np.clip(moved - 1 - shift, -0.3, 0.3).sum() > 0 else (low, shift)
+        gains = 1 + np.clip(moved - 1 - shift, -0.3, 0.3)
+        state, _ = solver.step(problem, state, KEY)
+        np.testing.assert_allclose(state.factors.left[:, 0], gains, rtol=1e-10)
+        np.testing.assert_allclose(state.factors.right[:, 0], x, rtol=1e-10)
+
+
 def test_descent_converges_linearly_whatever_the_radius():
     """Row: m = n = 64, p = 8: at most 200 iterations to 1e-8, also with gains anywhere between 0 and 2."""
     with jax.enable_x64(True):
