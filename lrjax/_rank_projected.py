@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from lrjax import loop, status
 from lrjax._checks import check_count, check_finite, check_range, check_real
 from lrjax._pytree import map_floats, pytree
-from lrjax._solve import Solution
 from lrjax.factors import Factors, as_factors, best_rank, difference_norm
 
 
@@ -44,8 +43,7 @@ class RankProjectedResult:
 
     def check(self, *, require_convergence: bool = False) -> "RankProjectedResult":
         """Raises `lrjax.status.SolveError` on the host if a lane failed, as `Solution.check` does."""
-        given = Solution(factors=self.factors, status=self.status, num_steps=self.num_steps, trace=self.trace)
-        given.check(require_convergence=require_convergence)
+        status.raise_if_failed(self.status, require_convergence=require_convergence)
         return self
 
 

@@ -49,15 +49,7 @@ class Solution:
         Args:
             require_convergence: also count lanes that merely used up their steps as failed.
         """
-        codes = np.atleast_1d(np.asarray(self.status))
-        fine = {status.CONVERGED} if require_convergence else {status.CONVERGED, status.RUNNING}
-        lines = []
-        for code in sorted(set(codes.ravel().tolist()) - fine):
-            lanes = np.flatnonzero(codes.ravel() == code)
-            shown = ", ".join(map(str, lanes[:8])) + (", ..." if len(lanes) > 8 else "")
-            lines.append(f"{len(lanes)} of {codes.size} lanes (lane {shown}): {status.message(code)}")
-        if lines:
-            raise status.SolveError("; ".join(lines))
+        status.raise_if_failed(self.status, require_convergence=require_convergence)
         return self
 
 

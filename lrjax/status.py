@@ -1,5 +1,9 @@
 """Integer status codes, one per lane, and their text. Codes live in traced code; text is for the host."""
 
+from typing import Any
+
+import numpy as np
+
 RUNNING = 0
 CONVERGED = 1
 NONFINITE = 2
@@ -25,3 +29,16 @@ def message(code: int) -> str:
 
 class SolveError(RuntimeError):
     """Raised on the host by `Solution.check()`; names the lanes that failed and why."""
+
+
+def raise_if_failed(codes: Any, *, require_convergence: bool = False) -> None:
+    """Raises a `SolveError` that says which lanes failed and why; lanes that used up their steps only if required."""
+    codes = np.atleast_1d(np.asarray(codes))
+    fine = {CONVERGED} if require_convergence else {CONVERGED, RUNNING}
+    lines = []
+    for code in sorted(set(codes.ravel().tolist()) - fine):
+        lanes = np.flatnonzero(codes.ravel() == code)
+        shown = ", ".join(map(str, lanes[:8])) + (", ..." if len(lanes) > 8 else "")
+        lines.append(f"{len(lanes)} of {codes.size} lanes (lane {shown}): {message(code)}")
+    if lines:
+        raise SolveError("; ".join(lines))

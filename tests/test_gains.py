@@ -116,6 +116,19 @@ def test_the_system_is_its_definition():
             np.testing.assert_allclose(back, dense.conj().T @ np.asarray(r), atol=1e-13)
 
 
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("transform", ["fourier", "hadamard"])
+def test_the_system_of_structured_gains_is_that_of_their_matrices(transform, model, x64):
+    operator = StructuredGainMeasurements.create(KEY, (5, 3), 4, model=model, transform=transform)
+    dtype = complex if transform == "fourier" else float
+    y, r = (jax.random.normal(jax.random.key(seed), (20,), dtype) for seed in (1, 2))
+    system, stored = operator.linearize_inverse_gain(y), operator.stored().linearize_inverse_gain(y)
+    dense = np.asarray(stored.dense())
+    z = jax.random.normal(KEY, (dense.shape[1],), dtype)
+    np.testing.assert_allclose(system.apply(z), dense @ np.asarray(z), atol=1e-12)
+    np.testing.assert_allclose(system.apply_adjoint(r), dense.conj().T @ np.asarray(r), atol=1e-12)
+
+
 def complex_operator(kind, model):
     if kind == "gaussian":
         return GainMeasurements.gaussian(KEY, (5, 3), 4, model=model, dtype="complex128")

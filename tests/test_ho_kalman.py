@@ -46,6 +46,7 @@ def test_without_noise_it_is_exact():
     seen = {"svd": error(lr.ho_kalman(markov, 20), truth)}
     for steps in (0, 1, 2):
         seen[steps] = error(lr.ho_kalman(markov, 20, key=KEY, power_steps=steps), truth)
+    seen["bare"] = error(lr.ho_kalman(markov, 20, key=KEY, oversample=0), truth)
     print(f"\n{seen}")
     assert max(seen.values()) < 1e-10
 

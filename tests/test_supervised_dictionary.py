@@ -205,6 +205,17 @@ def fit(x, y, xi, form="filter", **rest):
     return lr.supervised_dictionary(x, y, rank=2, form=form, reconstruction=xi, num_steps=12, record_every=3, **rest)
 
 
+@pytest.mark.usefixtures("x64")
+def test_codes_of_new_samples_are_least_squares_on_the_dictionary():
+    x, y, _ = draw(10, n=12, p=5)
+    found, new = fit(x, y, 1.0, form="feature"), np.random.default_rng(11).standard_normal((4, 5))
+    w = np.asarray(found.dictionary)
+    codes = np.linalg.lstsq(w, new.T, rcond=None)[0].T
+    np.testing.assert_allclose(found.encode(new), codes, atol=1e-10)
+    logits = codes @ np.asarray(found.beta) + np.asarray(found.gamma)
+    np.testing.assert_allclose(found.logits(new), logits, atol=1e-10)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.usefixtures("x64")
 def test_jit_vmap_and_dtype(form):
