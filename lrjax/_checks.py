@@ -28,9 +28,71 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
 
 def check_real(name: str, array: Any) -> None:
     """Raises a `ValueError` unless `array` holds real floating-point numbers."""
-    dtype = jnp.result_type(array)
+    dtype = host_array(name, array).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name} must be real floating point; got dtype {dtype}. Cast it first if that is meant")
+
+
+def host_array(name: str, value: Any) -> Any:
+    """Whatever holds numbers as an array: JAX arrays (and tracers) as they are, the rest as NumPy in native byte order.
+
+    Lists, data frames, masked arrays without a masked value, foreign byte orders and long doubles (in double
+    precision) are taken.
+
+    Raises:
+        ValueError: naming `name`, for text, objects, ragged lists, masked values, sparse matrices and `None`.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    if isinstance(value, (list, tuple)) and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
+        return jnp.asarray(value)
+    seen = type(value).__name__
+    if np.ma.isMaskedArray(value):
+        if np.ma.getmaskarray(value).any():
+            raise ValueError(f"{name} has masked values; fill them, and give them weight zero")
+        value = value.data
+    if hasattr(value, "toarray") or hasattr(value, "todense"):
+        raise ValueError(f"{name} must be a dense array; got the sparse {seen}. Make it dense first (.toarray())")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers; got {seen}: {error}") from None
+    if isinstance(getattr(array, "dtype", None), np.dtype) and array.dtype.kind not in "biufc":
+        # Types of JAX's own, such as bfloat16, are of kind "V".
+        if array.dtype.kind != "V" or array.dtype.names or not jnp.issubdtype(array.dtype, jnp.number):
+            raise ValueError(f"{name} must be an array of numbers; got {seen} of dtype {array.dtype}")
+    if array.dtype.kind in "fc" and array.dtype.itemsize > (8 if array.dtype.kind == "f" else 16):
+        array = _narrowed(name, array, np.float64 if array.dtype.kind == "f" else np.complex128)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _narrowed(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    """`array` in a narrower dtype, refused where a finite value would become infinite, or all of it zero."""
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = array.astype(dtype)
+    tiny = np.finfo(dtype).tiny
+    if (np.isfinite(array) & ~np.isfinite(narrow)).any():
+        raise ValueError(f"{name} holds values that {np.dtype(dtype)} cannot, the largest {np.abs(array).max():.3g}")
+    if array.any() and np.abs(narrow).max() < tiny:
+        raise ValueError(f"{name} holds values too small for {np.dtype(dtype)}, the largest {np.abs(array).max():.3g}")
+    return narrow
+
+
+def real_array(name: str, value: Any) -> jax.Array:
+    """`value` as a JAX array of real floating-point numbers: the one door for data from the host.
+
+    NumPy's doubles become single precision unless JAX's double precision is on, as everywhere in JAX.
+
+    Raises:
+        ValueError: naming `name`, for what `host_array` refuses, for integers, booleans and complex numbers, and for
+            values outside the range of the dtype.
+    """
+    array = host_array(name, value)
+    check_real(name, array)
+    if isinstance(array, jax.Array):
+        return array
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    return jnp.asarray(array if dtype == array.dtype else _narrowed(name, array, dtype))
 
 
 def check_finite(name: str, array: Any) -> None:
