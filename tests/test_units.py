@@ -123,17 +123,17 @@ def test_biases_in_other_units(x64):
     """The columns of ones stay ones, and the ridge weighs the offsets as it did: an objective of its own units."""
     truth = lr.synthetic.low_rank(KEY, (12, 9), 2, dtype=jnp.float64).dense() + jnp.arange(12.0)[:, None] - 3
     operator = lr.operators.Identity(matrix_shape=(12, 9))
-    solver = lr.AlternatingMinimization(max_rank=4, ridge=0.1, biases=True, orthonormalize=False)
     left, right = (jax.random.normal(k, (n, 4)) for k, n in zip(jax.random.split(KEY), (12, 9), strict=True))
     for unit in (1.0, 64.0):
-        problem = lr.Problem(operator, unit * truth.ravel())
+        problem, ridge = lr.Problem(operator, unit * truth.ravel()), 0.1 * unit
+        solver = lr.AlternatingMinimization(max_rank=4, ridge=ridge, biases=True, orthonormalize=False)
         found = lr.solve(problem, solver, KEY, num_steps=2000)
         np.testing.assert_array_equal(found.factors.left[:, -1], 1)
         np.testing.assert_array_equal(found.factors.right[:, -2], 1)
 
-        def objective(factors, problem=problem):
+        def objective(factors, problem=problem, ridge=ridge):
             penalty = jnp.sum(factors.left[:, :-1] ** 2) + jnp.sum(factors.right.at[:, -2].set(0) ** 2)
-            return 2 * problem.objective(factors) + 0.1 * penalty
+            return 2 * problem.objective(factors) + ridge * penalty
 
         slope = jax.grad(objective)(found.factors)
         free = jnp.sum(slope.left[:, :-1] ** 2) + jnp.sum(slope.right.at[:, -2].set(0) ** 2)
