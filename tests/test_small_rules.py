@@ -1,0 +1,274 @@
+"""Rules of one line each, which larger tests do not notice when they are broken; and the step rules one by one."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrjax as lr
+from lrjax import _rank, losses, metrics, operators, status, step_sizes
+from lrjax.sketching import row_sampling
+
+KEY = jax.random.key(3)
+
+# --- step rules, against a recursion in NumPy ------------------------------------------------------------------------
+
+
+def _mean(values, weights):
+    return (weights * values).sum() / weights.sum()
+
+
+def _quantile(values, weights, q):
+    ordered = np.sort(values[weights > 0])
+    return ordered[int(np.floor(q * (len(ordered) - 1)))]
+
+
+# Size of a step from its number, the residual and the data, in the units of `operators.Identity`.
+RULES = {
+    "constant": (step_sizes.Constant(value=0.01), lambda t, r, y, w: 0.01),
+    "a number": (0.01, lambda t, r, y, w: 0.01),
+    "diminishing": (step_sizes.Diminishing(value=0.02, power=0.7), lambda t, r, y, w: 0.02 * (t + 1.0) ** -0.7),
+    "geometric": (step_sizes.Geometric(value=0.02, decay=0.9), lambda t, r, y, w: 0.02 * 0.9**t),
+    "normalized": (
+        step_sizes.ResidualNormalized(value=0.02),
+        lambda t, r, y, w: 0.02 * _mean(abs(r), w) / _mean(abs(y), w),
+    ),
+    "quantile": (
+        step_sizes.ResidualQuantile(value=0.02, quantile=0.6),
+        lambda t, r, y, w: 0.02 * _quantile(abs(r), w, 0.6) / _quantile(abs(y), w, 0.6),
+    ),
+    "median": (
+        step_sizes.median_residual(value=0.02),
+        lambda t, r, y, w: 0.02 * _quantile(abs(r), w, 0.5) / _quantile(abs(y), w, 0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_step_rules_are_the_recursion(name):
+    rule, size = RULES[name]
+    rng = np.random.default_rng(0)
+    n1, n2 = 6, 5
+    y, weights = rng.standard_normal(n1 * n2), rng.uniform(0.5, 1.5, n1 * n2)
+    weights[3] = 0
+    left, right = 0.5 * rng.standard_normal((n1, 2)), 0.5 * rng.standard_normal((n2, 2))
+    single = lambda x: jnp.asarray(x, jnp.float32)
+    problem = lr.Problem(operators.Identity(matrix_shape=(n1, n2)), single(y), single(weights), losses.Absolute())
+    solver = lr.SubgradientMethod(max_rank=2, step_size=rule, check_budget=False)
+    solution = lr.solve(problem, solver, KEY, num_steps=5, init=lr.Factors(single(left), single(right)))
+    for t in range(5):
+        r = (left @ right.T).ravel() - y
+        z = (weights * np.sign(r) / weights.sum()).reshape(n1, n2)
+        # One entry of the matrix weighs 1 / (n1 n2) in the mean, whose root is the unit of the norm.
+        eta = size(t, r, y, weights) * np.sqrt(n1 * n2)
+        np.testing.assert_allclose(solution.trace["step_size"][t + 1], eta, rtol=1e-5)
+        left, right = left - eta * z @ right, right - eta * z.T @ left
+    np.testing.assert_allclose(solution.factors.left, left, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(solution.factors.right, right, rtol=1e-4, atol=1e-6)
+
+
+# --- loops and statuses ----------------------------------------------------------------------------------------------
+
+
+@operators.pytree
+class Fixed:
+    """A solver whose factors at step `t` are `values[t]` times ones."""
+
+    values: jax.Array
+    rank: int | None = None
+    max_rank: int = jax.tree.static(default=1)
+
+    def init(self, problem, key, factors=None):
+        return self._at(problem, jnp.zeros((), jnp.int32))
+
+    def step(self, problem, state, key):
+        return self._at(problem, state.inner + 1), status.RUNNING + 0 * state.inner
+
+    def _at(self, problem, t):
+        n1, n2 = problem.shape
+        factors = lr.Factors(self.values[t] * jnp.ones((n1, self.max_rank)), jnp.ones((n2, self.max_rank)))
+        info = {"objective": problem.objective(factors), "residual": problem.objective(factors)}
+        return lr.solvers.wrappers.WrappedState(factors=factors, info=info, inner=t)
+
+
+@operators.pytree
+class Kink:
+    """One step from `p` to zero, where the derivatives of a further step are infinite, by the state and by `p`."""
+
+    p: float | jax.Array
+    max_rank: int = jax.tree.static(default=1)
+
+    def init(self, problem, key, factors=None):
+        return self._at(jnp.asarray(self.p))
+
+    def step(self, problem, state, key):
+        x = state.factors.left[0, 0]
+        new = x - self.p + 0 * jnp.sqrt(x * self.p)
+        return self._at(new), jnp.where(new <= 0, status.CONVERGED, status.RUNNING)
+
+    def _at(self, x):
+        factors = lr.Factors(jnp.reshape(x, (1, 1)), jnp.ones((1, 1)))
+        return lr.solvers.wrappers.WrappedState(factors=factors, info={"objective": x, "residual": x}, inner=x)
+
+
+@pytest.mark.parametrize("record_every", [1, 4])
+def test_steps_that_a_finished_lane_does_not_take_have_no_slope(record_every):
+    problem = lr.Problem(operators.Identity(matrix_shape=(1, 1)), jnp.ones(1))
+
+    def end(p):
+        solution = lr.solve(problem, Kink(p=p), KEY, num_steps=4, record_every=record_every)
+        return solution.factors.left[0, 0] + p**2
+
+    assert float(jax.grad(end)(1.5)) == 3.0
+
+
+def test_only_convergence_passes_where_it_is_required():
+    for code in range(len(status.MESSAGES)):
+        if code == status.CONVERGED:
+            status.raise_if_failed(code, require_convergence=True)
+        else:
+            with pytest.raises(status.SolveError):
+                status.raise_if_failed(code, require_convergence=True)
+        if code in (status.CONVERGED, status.RUNNING):
+            status.raise_if_failed(code)
+        else:
+            with pytest.raises(status.SolveError):
+                status.raise_if_failed(code)
+
+
+def test_early_stopping_waits_for_five_steps_and_no_longer():
+    rows, cols = np.nonzero(np.ones((6, 5)))
+    # The error is |value - 1|: the step after four that do not improve on 0.1, and one after five.
+    for values, best, taken in (([0, 0.9, 0.5, 0.5, 0.5, 0.5, 1.0, 0.5], 6, 7), ([0, 0.9, *[0.5] * 5, 1.0], 1, 6)):
+        solver = Fixed(values=jnp.asarray(values, jnp.float32))
+        done = lr.complete(
+            rows,
+            cols,
+            np.ones(30, np.float32),
+            (6, 5),
+            rank=1,
+            key=KEY,
+            solver=solver,
+            num_steps=7,
+            holdout=0.3,
+            early_stopping=True,
+        )
+        assert int(done.solution.num_steps) == best
+        assert int(done.solution.trace["step"][-1]) == taken
+
+
+# --- the choice of the rank ------------------------------------------------------------------------------------------
+
+
+def _chosen(losses):
+    return int(_rank._choose(jnp.asarray(losses, jnp.float32), jnp.float32(100), jnp.float32(0.05))[0])
+
+
+def test_the_smallest_rank_that_is_within_the_spread_of_the_best():
+    rng = np.random.default_rng(0)
+    best = np.full(_rank.GROUPS, 1.0)
+    uneven = 0.4 * rng.permutation(np.repeat([-1.0, 1.0], _rank.GROUPS // 2))
+    # 2 above the best in all, beyond the tolerance: (1 + 0.05)^2 of 16 is 17.64.
+    above = best + 2 / _rank.GROUPS
+    assert _chosen([above, best]) == 2  # evenly above it: no chance of the split
+    # The sum over 16 groups of a difference that varies by 0.413 has a spread of 4 x 0.413 = 1.65, and of 2.07.
+    assert _chosen([above + uneven, best]) == 2
+    assert _chosen([above + 1.25 * uneven, best]) == 1
+    assert _chosen([best + 1.6 / _rank.GROUPS, best]) == 1  # within the tolerance
+
+
+def test_values_below_the_rounding_of_the_first_do_not_make_a_gap():
+    """The largest ratio is that of 1e-6 to 1e-14, both of which are rounding."""
+    values = np.array([1.0, 0.5, 1e-6, 1e-14])
+
+    @operators.pytree
+    class Planted:
+        rank: int | None = None
+        max_rank: int = jax.tree.static(default=4)
+
+        def init(self, problem, key, factors=None):
+            root = jnp.diag(jnp.sqrt(jnp.asarray(values, jnp.float32)))
+            factors = lr.Factors(jnp.eye(6, 4) @ root, jnp.eye(5, 4) @ root)
+            info = {"objective": problem.objective(factors), "residual": problem.objective(factors)}
+            return lr.solvers.wrappers.WrappedState(factors=factors, info=info, inner=None)
+
+        def step(self, problem, state, key):
+            return state, status.RUNNING + 0 * jnp.int32(1)
+
+    problem = lr.Problem(operators.Identity(matrix_shape=(6, 5)), jnp.ones(30))
+    found = lr.select_rank(problem, KEY, max_rank=4, method="adaptive", solver=Planted(), num_steps=1)
+    np.testing.assert_allclose(found.scores[:2], values[:2], rtol=1e-5)
+    assert int(found.rank) == 2
+
+
+# --- metrics and samples ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_at_the_threshold_is_not_in_the_support():
+    estimate, truth = jnp.array([0.5, -0.5, 0.6, 0.0]), jnp.array([0.0, 0.0, 1.0, 0.0])
+    assert float(metrics.support_recovery(estimate, truth, 0.5)) == 1.0
+    assert float(metrics.support_recovery(estimate, truth)) == 0.5  # of the threshold zero, zero itself is outside
+
+
+def test_a_random_number_stands_for_the_middle_of_its_cell(monkeypatch):
+    """A draw of zero stands for numbers up to one rounding: a share below half of that is not drawn by it."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.zeros(shape, dtype))
+    eps = float(jnp.finfo(jnp.float32).eps)
+    draw = lambda share: row_sampling._with_replacement.__wrapped__(KEY, jnp.array([share, 1.0]), 1)[0].tolist()
+    assert draw(eps / 4) == [1]
+    assert draw(eps) == [0]
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def _sweep(grid, **more):
+    trial = lambda key, scale=1.0, kind=0: {"x": scale * jax.random.normal(key)}
+    return lr.sweep(trial, KEY, grid=grid, num_trials=2, progress=False, **more)
+
+
+def test_static_points_draw_from_keys_of_their_own():
+    """Point `i` of three is place `3 i` on, whether its axis is static or not."""
+    table = _sweep({"kind": ["a", "b"], "scale": [1.0, 2.0, 3.0]}, static=("kind",))
+    for i in range(2):
+        for j in range(3):
+            for t in range(2):
+                key = jax.random.fold_in(jax.random.fold_in(KEY, 3 * i + j), t)
+                expected = (j + 1) * jax.random.normal(key)
+                np.testing.assert_allclose(table["x"].values[i, j, t], expected, rtol=1e-6)
+
+
+def test_labels_are_the_values_given_to_the_last_bit(tmp_path):
+    values = [0.1, 1 / 3, 2.0**53 + 2, 1e-7 + 1e-16]
+    for table in (_sweep({"scale": values}, checkpoint=tmp_path), lr.load_sweep(tmp_path)):
+        assert table["scale"].values.tolist() == values
+    # Half in single precision is half, and yet another axis: its dtype is that of the trial.
+    first = tmp_path / "other"
+    _sweep({"scale": np.array([0.5, 0.25], np.float32)}, checkpoint=first)
+    with pytest.raises(ValueError, match="another sweep: grid"):
+        _sweep({"scale": np.array([0.5, 0.25], np.float16)}, checkpoint=first)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Without `fsync` a power cut leaves a whole name on half a file."""
+    synced, whole = [], []
+    fsync, replace = os.fsync, os.replace
+    path_replace = Path.replace
+
+    def recording_fsync(handle):
+        synced.append((os.fstat(handle).st_ino, os.fstat(handle).st_size))
+        fsync(handle)
+
+    def check(source):
+        stat = os.stat(source)
+        whole.append((stat.st_ino, stat.st_size) in synced)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "replace", lambda a, b, **kw: (check(a), replace(a, b, **kw))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, target: (check(self), path_replace(self, target))[1])
+    _sweep({"scale": [1.0, 2.0]}, checkpoint=tmp_path)
+    assert len(whole) >= 2  # the plan and a part
+    assert all(whole)
