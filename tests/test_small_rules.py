@@ -1,6 +1,8 @@
 """Rules of one line each, which larger tests do not notice when they are broken; and the step rules one by one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -272,3 +274,27 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     _sweep({"scale": [1.0, 2.0]}, checkpoint=tmp_path)
     assert len(whole) >= 2  # the plan and a part
     assert all(whole)
+
+
+# --- factorizations --------------------------------------------------------------------------------------------------
+
+FACTORIZE = """
+import jax, jax.numpy as jnp, numpy as np
+from lrjax.linalg import guarded
+
+good = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
+spoiled = [good + good.T + 20 * np.eye(6, dtype=np.float32) for _ in range(4)]
+spoiled[1][0, 3], spoiled[2][2, 0], spoiled[3][0, 0] = np.inf, -np.inf, np.nan
+every = lambda a: (guarded.svd(a), guarded.singular_values(a), guarded.spectral_norm(a), guarded.qr(a),
+                   guarded.qr_r(a), guarded.eigh(a), guarded.cholesky(a))
+for leaf in jax.tree.leaves(jax.jit(jax.vmap(every))(jnp.stack(spoiled))):
+    leaf = np.asarray(leaf).reshape(4, -1)
+    assert np.isfinite(leaf[0]).all(), leaf[0]
+    # (The triangular factor of a Cholesky decomposition keeps its zeros.)
+    assert np.isnan(leaf[1:]).any(axis=1).all() and not np.isinf(leaf).any(), leaf
+"""
+
+
+def test_factorizations_of_what_is_not_finite_return_nan():
+    """In a process of its own, for LAPACK's single-precision SVD does not return from some infinities."""
+    subprocess.run([sys.executable, "-c", FACTORIZE], check=True, timeout=90)

@@ -8,6 +8,7 @@ import sys
 from .explore import work
 from .targets import TARGETS
 
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
@@ -22,7 +23,10 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(len(shares), context) as pool:
         for more, new in pool.map(
-            work, shares, range(given.seed, given.seed + len(shares)), *([x] * len(shares) for x in (given.minutes, given.limit))
+            work,
+            shares,
+            range(given.seed, given.seed + len(shares)),
+            *([x] * len(shares) for x in (given.minutes, given.limit)),
         ):
             calls |= more
             found |= new

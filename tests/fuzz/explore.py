@@ -18,7 +18,11 @@ def explore(name: str, number: int, examples: int, worker: Worker, until: float)
 
     @seed(number)
     @settings(
-        max_examples=examples, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(TARGETS[name].strategy)
     def draw(arguments: dict[str, Any]) -> None:

@@ -113,7 +113,12 @@ _plain_files = st.one_of(
         st.booleans(),
     ),
     st.builds(File, just("mtx"), packed=st.booleans()),
-    st.builds(File, just("npz"), dtype=pick(["int64", "int32", "uint8", "uint64", ">i8"]), form=pick(["plain", "coo", "csr", "csc"])),
+    st.builds(
+        File,
+        just("npz"),
+        dtype=pick(["int64", "int32", "uint8", "uint64", ">i8"]),
+        form=pick(["plain", "coo", "csr", "csc"]),
+    ),
 )
 _damages = st.tuples(pick(["flip", "set", "cut", "drop", "repeat"]), st.integers(0, 2000), st.integers(0, 255))
 
@@ -170,7 +175,13 @@ def _as_written(result: Any, given: dict) -> list[str]:
 
 
 TARGETS["read"] = Target(
-    "read", "files", st.fixed_dictionaries({"file": _files()}), _read, names=("table.", "line"), look=_as_written, examples=60
+    "read",
+    "files",
+    st.fixed_dictionaries({"file": _files()}),
+    _read,
+    names=("table.", "line"),
+    look=_as_written,
+    examples=60,
 )
 
 # --- the command line ---

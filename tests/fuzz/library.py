@@ -680,7 +680,9 @@ target(
     {"features": good_array((12, 4)), "labels": just([0, 1] * 6), "rank": just(2)},
     {
         "features": odd_array((12, 4)),
-        "labels": st.one_of(odd_array((12,), traced=False), just([0, 2] * 6), just([2**32, 1] * 6), just(["a", "b"] * 6)),
+        "labels": st.one_of(
+            odd_array((12,), traced=False), just([0, 2] * 6), just([2**32, 1] * 6), just(["a", "b"] * 6)
+        ),
         "covariates": odd_array((12, 1)),
         "rank": odd_count,
         "form": st.one_of(odd_choice, just("feature")),
@@ -770,12 +772,17 @@ _PRIVATE: dict[str, tuple[Callable, dict, dict]] = {
         {"key": odd_key, "deviations": st.one_of(odd_real, st.tuples(odd_real, odd_real, odd_real))},
     ),
     "tree": (
-        lambda key, num_releases, deviations, change: lr.private.TreeRelease.create(
-            _private(), key, num_releases=num_releases, deviations=deviations
-        )
-        .update(_private().add(change))
-        .release(),
-        {"key": good_key, "num_releases": count(1, 3), "deviations": just((0.1, 0.1, 0.1)), "change": good_array((7, 5))},
+        lambda key, num_releases, deviations, change: (
+            lr.private.TreeRelease.create(_private(), key, num_releases=num_releases, deviations=deviations)
+            .update(_private().add(change))
+            .release()
+        ),
+        {
+            "key": good_key,
+            "num_releases": count(1, 3),
+            "deviations": just((0.1, 0.1, 0.1)),
+            "change": good_array((7, 5)),
+        },
         {"num_releases": odd_count, "deviations": st.tuples(odd_real, odd_real, odd_real), "change": odd_array((7, 5))},
     ),
     "budget": (
@@ -806,9 +813,7 @@ _PRIVATE: dict[str, tuple[Callable, dict, dict]] = {
     ),
 }
 for _name, (_call, _good, _odd) in _PRIVATE.items():
-    target(
-        f"private_{_name}", "private", _good, _odd, _call, names=("sketch", "core_size", "sensitivity"), examples=4
-    )
+    target(f"private_{_name}", "private", _good, _odd, _call, names=("sketch", "core_size", "sensitivity"), examples=4)
 
 # --- sweeps ---
 
@@ -821,7 +826,9 @@ def _swept(grid: Any, num_trials: Any = 2, **kw: Any) -> Any:
     table = lr.sweep(_trial, kw.pop("key", KEY), grid=grid, num_trials=num_trials, progress=False, **kw)
     # The answer of a trial is its level up to a thousandth: axes must not change on the way.
     levels = np.asarray(table["level"].values, complex) if "level" in grid else None
-    found = np.moveaxis(np.asarray(table["x"].values), list(table["x"].dims).index("level"), 0) if "level" in grid else 0
+    found = (
+        np.moveaxis(np.asarray(table["x"].values), list(table["x"].dims).index("level"), 0) if "level" in grid else 0
+    )
     return {"levels": levels, "found": found}
 
 

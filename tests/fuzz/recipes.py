@@ -189,9 +189,7 @@ def odd_array(shape: tuple[int, ...], *, traced: bool = True) -> st.SearchStrate
     if traced:
         kinds.append(st.builds(Array, st.just(shape), st.sampled_from(VALUES), traced=st.just(True), seed=seeds))
         kinds.append(
-            st.builds(
-                Array, st.just(shape), bad=st.sampled_from(BAD), place=st.integers(0, 40), traced=st.just(True)
-            )
+            st.builds(Array, st.just(shape), bad=st.sampled_from(BAD), place=st.integers(0, 40), traced=st.just(True))
         )
     return st.one_of(kinds)
 

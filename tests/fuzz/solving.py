@@ -269,8 +269,6 @@ target(
         "num_members": odd_count.filter(lambda n: n.value not in (10**6, 2**63)),
         "nonnegative": odd_flag,
     },
-    lambda values, mask, key, **kw: lr.complete_ensemble(
-        values, mask, key, **{"num_members": 2, "num_steps": 2, **kw}
-    ),
+    lambda values, mask, key, **kw: lr.complete_ensemble(values, mask, key, **{"num_members": 2, "num_steps": 2, **kw}),
     names=("max_rank", "weights"),
 )
