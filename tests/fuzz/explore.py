@@ -1,5 +1,6 @@
 """Draws examples for a while and keeps the simplest one of each kind of finding."""
 
+import sys
 import time
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from .harness import Verdict, Worker, printed
 from .targets import TARGETS
 
-ROUND = 40
+ROUND = 15
 
 
 def explore(name: str, number: int, examples: int, worker: Worker, until: float) -> tuple[int, dict[str, tuple]]:
@@ -52,6 +53,8 @@ def work(names: list[str], number: int, minutes: float, limit: float) -> tuple[d
                 more, new = explore(name, 1000 * number + rounds, ROUND, worker, until)
                 calls[name] += more
                 for signature, one in new.items():
+                    if (name, signature) not in found:
+                        print(f"found: {name}, {signature}", file=sys.stderr, flush=True)
                     if (name, signature) not in found or one[0] < found[name, signature][0]:
                         found[name, signature] = one
             rounds += 1

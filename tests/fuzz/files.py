@@ -95,11 +95,15 @@ class File:
 
 
 _LINES = [
-    "", " ", "u1,i1,4..5", "u1,i1,1,5", "u1,i1,1.234,5", "u1,i1,50%", "u1,i1,$5", "u1,i1,2020-01-01", "u1,i1,N/A", "u1,i1,",
-    "u1,i1,nan", "u1,i1,inf", "u1,i1,1e999", "u1,i1", "u1", ",,", "u1,,3", '"u1,i1,3', "# comment", "u1,i1,3 # comment",
-    "u1::i1::3", "u1 i1 3", "u1,i1,0x10", "u1,i1,1_000", "u1,i1,٣", "ü1,i1,3", "u1,i1,3,978300760", "9" * 400 + ",i1,3",
-    "x" * 140000 + ",i1,3", "u1,i1,3\x00", "u1;i1;3,5", "3 3 99999999999999999999999", "1" + "0" * 5000 + " 3 5", "0 0 1.0",
-    "1 1 nan", f"{2**70} 1 1.0", "1000000000000000000000000000000 1000000000000000000000000000000 5", "1 1", "2000000000 3 5",
+    "", " ", "u1,i1,4..5", "u1,i1,1,5", "u1,i1,1.234,5", "u1,i1,50%", "u1,i1,$5", "u1,i1,2020-01-01", "u1,i1,N/A",
+    "u1,i1,", "u1,i1,nan", "u1,i1,inf", "u1,i1,1e999", "u1,i1", "u1", ",,", "u1,,3", '"u1,i1,3', "# comment",
+    "u1,i1,3 # comment",
+    "u1::i1::3", "u1 i1 3", "u1,i1,0x10", "u1,i1,1_000", "u1,i1,٣", "ü1,i1,3", "u1,i1,3,978300760",
+    "9" * 400 + ",i1,3",
+    "x" * 140000 + ",i1,3", "u1,i1,3\x00", "u1;i1;3,5", "3 3 99999999999999999999999", "1" + "0" * 5000 + " 3 5",
+    "0 0 1.0", "1 1 nan", f"{2**70} 1 1.0",
+    "1000000000000000000000000000000 1000000000000000000000000000000 5", "1 1",
+    "2000000000 3 5",
 ]  # fmt: skip
 _plain_files = st.one_of(
     st.builds(
@@ -188,17 +192,19 @@ TARGETS["read"] = Target(
 
 _FILE = File()
 _FLAGS = [
-    ["--ridge", "0.1"], ["--ridge", "-1"], ["--ridge", "nan"], ["--ridge", "x"], ["--holdout", "0"], ["--holdout", "0.5"],
+    ["--ridge", "0.1"], ["--ridge", "-1"], ["--ridge", "nan"], ["--ridge", "x"],
+    ["--holdout", "0"], ["--holdout", "0.5"],
     ["--holdout", "2"], ["--holdout", "nan"], ["--steps", "3"], ["--steps", "0"], ["--steps", "-1"], ["--steps", "1.5"],
     ["--seed", "-1"], ["--seed", str(2**63)], ["--seed", "x"], ["--duplicates", "sum"], ["--duplicates", "x"],
     ["--no-biases"], ["--overwrite"], ["--predict", "pairs.csv"], ["--predict", "missing.csv"], ["--predict", "."],
     ["--rank", "0"], ["--rank", "9"], ["--rank", "-1"], ["--rank", "x"], ["--rank", "1"], ["--nonsense"], ["more"],
-    ["--out", "file"], ["--out", "file/below"], ["--out", "x" * 300], ["--out", ""], ["--out", "full"], ["--out", "dangling"],
+    ["--out", "file"], ["--out", "file/below"], ["--out", "x" * 300], ["--out", ""], ["--out", "full"],
+    ["--out", "dangling"],
     ["--out", "a\x00b"], ["--out", "half"],
 ]  # fmt: skip
 _PAIRS = [
-    "u1,i1\n", "row,column\nu1,i1\n", "u1,i9\n", "u9,i1\nu1,i1\n", "\ufeffu1,i1\nu2,i1\n", "u1\ti1\n", "u1\n", "", "\n\n",
-    '"u1","i1"\n', "u1,i1,3\n", "u1,i1\u2028u2,i1\n", "u1;i1\n",
+    "u1,i1\n", "row,column\nu1,i1\n", "u1,i9\n", "u9,i1\nu1,i1\n", "\ufeffu1,i1\nu2,i1\n", "u1\ti1\n", "u1\n",
+    "", "\n\n",    '"u1","i1"\n', "u1,i1,3\n", "u1,i1\u2028u2,i1\n", "u1;i1\n",
 ]  # fmt: skip
 _WHOLE = {"factors.npz", "rows.csv", "cols.csv", "predictions.csv"}
 
@@ -268,7 +274,8 @@ def _plans(draw: Any) -> dict[str, Any]:
     return {"which": draw(st.integers(0, 1)), "damage": draw(st.none() | _damages), "words": draw(pick(_WORDS))}
 
 
-_WORDS = [None, ("grid", "{}"), ("trials", "-1"), ("trials", '"x"'), ("trials", "99999999999"), ("static", "[3]"), ("static", "3"),
+_WORDS = [None, ("grid", "{}"), ("trials", "-1"), ("trials", '"x"'), ("trials", "99999999999"), ("static", "[3]"),
+          ("static", "3"),
           ("coords", "[]"), ("coords", "{}"), ("coords", "3"), ("trials", "null"), ("coords", "[" * 3000)]  # fmt: skip
 
 

@@ -219,9 +219,11 @@ ODD_SHAPES = [
 ]  # fmt: skip
 odd_shape = st.sampled_from(ODD_SHAPES)
 ODD_INDICES = [
-    Number([0.5, 1.0, 2.0]), Number([True, False, True]), Number(["0", "1", "2"]), Number([-1, 0, 1]), Number([2**40] * 3),
-    Number(None), Number([99, 0, 1]), Number([]), Number(1), Number([[0, 1, 2]]), Number([float("nan")] * 3), Number("abc"),
-    Number([0, 1]), Array((3,), "ties", "uint8"), Array((3,), "ties", "int32", "jax"), Array((3,), "ties", "int64", "frame"),
+    Number([0.5, 1.0, 2.0]), Number([True, False, True]), Number(["0", "1", "2"]), Number([-1, 0, 1]),
+    Number([2**40] * 3),
+    Number(None), Number([99, 0, 1]), Number([]), Number(1), Number([[0, 1, 2]]), Number([float("nan")] * 3),
+    Number("abc"),    Number([0, 1]), Array((3,), "ties", "uint8"), Array((3,), "ties", "int32", "jax"),
+    Array((3,), "ties", "int64", "frame"),
 ]  # fmt: skip
 odd_index = st.sampled_from(ODD_INDICES)
 

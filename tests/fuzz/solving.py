@@ -74,7 +74,7 @@ def _solved(case: str, operator: str, y: Any, key: Any = KEY, weights: Any = Non
 def _honest(solution: Any, given: dict) -> list[str]:
     """The residual reported, against one computed from the factors in double precision."""
     y, weights = given["y"], given.get("weights")
-    if solution.status.ndim or not recipes.finite(given) or isinstance(y, recipes.Array) and y.traced:
+    if solution.status.ndim or not recipes.finite(given) or (isinstance(y, recipes.Array) and y.traced):
         return []
     if int(solution.status) not in (lr.status.CONVERGED, lr.status.RUNNING):
         return []
@@ -118,6 +118,8 @@ def _solve_arguments(draw: Any, fields: bool = False) -> dict[str, Any]:
     if fields:
         solver = _CASES[case].solver
         names = [f.name for f in dataclasses.fields(solver) if f.name not in ("solver", "optimizer")]
+        if not names:
+            return given
         name = draw(pick(names))
         if name in ("max_rank", "power_steps", "num_restarts", "inner_steps", "bisections"):
             value = draw(st.one_of(odd_count.filter(lambda n: n.value not in (10**6, 2**63)), pick([1, 5])))
@@ -225,7 +227,7 @@ def _small() -> Any:
 
 def _asked(method: str, rows: Any, cols: Any = None, count: Any = None, **kw: Any) -> Any:
     if method == "recommend":
-        found, values = _small().recommend(rows, 2 if count is None else count, **kw)
+        found, _ = _small().recommend(rows, 2 if count is None else count, **kw)
         return found
     return getattr(_small(), method)(rows, [0, 1, 2] if cols is None else cols)
 

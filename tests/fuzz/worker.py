@@ -28,7 +28,7 @@ def main(handle: int) -> None:
         lambda event, seconds, **_: pipe.send(("compiled", seconds)) if "backend_compile" in event else None
     )
     os.chdir(tempfile.mkdtemp(prefix="lrjax-fuzz-"))
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 progress bars
+    sys.stderr = open(os.devnull, "w")  # progress bars
     pipe.send(("ready", 0.0))
     calls = 0
     while True:
