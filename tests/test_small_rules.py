@@ -12,6 +12,7 @@ import pytest
 
 import lrjax as lr
 from lrjax import _rank, losses, metrics, operators, status, step_sizes
+from lrjax._pytree import tree_isfinite
 from lrjax.sketching import row_sampling
 
 KEY = jax.random.key(3)
@@ -160,6 +161,58 @@ def test_early_stopping_waits_for_five_steps_and_no_longer():
         )
         assert int(done.solution.num_steps) == best
         assert int(done.solution.trace["step"][-1]) == taken
+
+
+def test_a_start_that_is_not_finite_is_not_repaired():
+    """Also where the first step would lead to finite numbers."""
+    problem = lr.Problem(operators.Identity(matrix_shape=(5, 4)), jnp.ones(20))
+    solution = lr.solve(problem, Fixed(values=jnp.array([jnp.nan, 1.0, 1.0])), KEY, num_steps=2)
+    assert (int(solution.status), int(solution.num_steps)) == (status.NONFINITE, 0)
+
+
+def test_one_number_that_is_not_finite_is_enough():
+    tree = {"a": jnp.array([1.0, jnp.nan]), "b": jnp.array([1, 2]), "c": jnp.ones(3)}
+    assert not bool(tree_isfinite(tree))
+    assert bool(tree_isfinite({**tree, "a": jnp.ones(2)}))
+
+
+@operators.pytree
+class Dice:
+    """Each factor is a draw from the key that it was handed."""
+
+    max_rank: int = jax.tree.static(default=1)
+
+    def init(self, problem, key, factors=None):
+        factors = lr.Factors(jax.random.uniform(key, (1, 1)), jnp.ones((1, 1)))
+        info = {"objective": problem.objective(factors), "residual": factors.left[0, 0]}
+        return lr.solvers.wrappers.WrappedState(factors=factors, info=info, inner=None)
+
+    def step(self, problem, state, key):
+        return self.init(problem, key), status.RUNNING + 0 * jnp.int32(1)
+
+
+def test_the_start_and_each_step_have_a_key_of_their_own():
+    problem = lr.Problem(operators.Identity(matrix_shape=(1, 1)), jnp.ones(1))
+    seen = lr.solve(problem, Dice(), KEY, num_steps=3).trace["residual"]
+    first, others = jax.random.split(KEY)
+    keys = [first, *(jax.random.fold_in(others, t) for t in range(3))]
+    np.testing.assert_array_equal(seen, [jax.random.uniform(key, (1, 1))[0, 0] for key in keys])
+
+
+def test_weights_count_and_what_has_none_is_not_there():
+    y, weights = np.array([1.0, np.nan, 3.0, -2.0], np.float32), np.array([2.0, 0.0, 1.0, 0.5], np.float32)
+    problem = lr.Problem(operators.Identity(matrix_shape=(2, 2)), jnp.asarray(y), jnp.asarray(weights))
+    factors = lr.Factors(jnp.array([[1.0], [2.0]]), jnp.array([[3.0], [4.0]]))
+    residual = np.array([3.0 - 1, 0, 6 - 3, 8 + 2])
+    np.testing.assert_allclose(problem.residual(factors), residual)
+    np.testing.assert_allclose(problem.objective(factors), 0.5 * (weights * residual**2).sum())
+    z = (weights * residual).reshape(2, 2)
+    left, right = problem.gradient(factors)
+    np.testing.assert_allclose(left, z @ [[3.0], [4.0]])
+    np.testing.assert_allclose(right, z.T @ [[1.0], [2.0]])
+    size = np.sqrt((weights * np.nan_to_num(y) ** 2).sum())
+    relative = problem.relative_residual(problem.residual(factors))
+    np.testing.assert_allclose(relative, np.sqrt((weights * residual**2).sum()) / size, rtol=1e-6)
 
 
 # --- the choice of the rank ------------------------------------------------------------------------------------------

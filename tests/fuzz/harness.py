@@ -1,6 +1,7 @@
 """The other end of the worker's pipe: hands out calls, kills what does not return, keeps what was found."""
 
 import dataclasses
+import importlib.metadata
 import multiprocessing
 import os
 import subprocess
@@ -29,11 +30,15 @@ class Worker:
         self.pipe, child = multiprocessing.Pipe()
         root = Path(__file__).parents[2]
         path = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
+        # As in tests/conftest.py: less time to compile. An unknown flag would stop the process.
+        flags = os.environ.get("XLA_FLAGS", "")
+        if importlib.metadata.version("jaxlib").startswith("0.10.") and "fusion_emitters" not in flags:
+            flags += " --xla_cpu_use_fusion_emitters=false"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.worker", str(child.fileno())],
             pass_fds=[child.fileno()],
             cwd=root,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "default"},
+            env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "default", "XLA_FLAGS": flags},
             stdout=subprocess.DEVNULL,
         )
         child.close()

@@ -420,7 +420,7 @@ for _name, (_call, _good, _odd) in _BUILDERS.items():
         _good,
         _odd,
         lambda call=_call, **given: _built(call, **given),
-        names=("rows", "dense ensemble", "GiB"),
+        names=("rows", "matrices", "dense ensemble", "GiB"),
         examples=4,
     )
 
@@ -714,7 +714,7 @@ target(
 
 
 def _bowl(x: Any, free: Any) -> Any:
-    return jnp.sum((x - 1) ** 2) + (0 if free is None else jnp.sum(free**2))
+    return jnp.sum((x - 1) ** 2) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(free))
 
 
 target(

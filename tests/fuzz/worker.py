@@ -2,6 +2,7 @@
 
 import multiprocessing.connection
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -63,7 +64,7 @@ def judged(target, given, recipes) -> tuple[str, str, str]:
         except Exception as error:
             return "finding", f"{type(error).__name__}: {place(error)}", str(error)[:400]
     if problems:
-        return "finding", problems[0], "; ".join(problems)
+        return "finding", re.sub(r"[0-9.]+e?[+-]?[0-9]*", "#", problems[0]), "; ".join(problems)
     if seen:
         one = seen[0]
         return "finding", f"warning: {str(one.message)[:60]}", f"{one.category.__name__}: {str(one.message)[:300]}"
