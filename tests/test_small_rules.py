@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import lrjax as lr
-from lrjax import _rank, losses, metrics, operators, status, step_sizes
+from lrjax import _rank, initial, losses, metrics, operators, status, step_sizes
 from lrjax._pytree import tree_isfinite
+from lrjax.factors import best_rank
 from lrjax.sketching import row_sampling
 
 KEY = jax.random.key(3)
@@ -257,6 +258,68 @@ def test_values_below_the_rounding_of_the_first_do_not_make_a_gap():
     found = lr.select_rank(problem, KEY, max_rank=4, method="adaptive", solver=Planted(), num_steps=1)
     np.testing.assert_allclose(found.scores[:2], values[:2], rtol=1e-5)
     assert int(found.rank) == 2
+
+
+# --- starts and projections ------------------------------------------------------------------------------------------
+
+
+def test_the_gain_is_the_energy_of_one_entry():
+    """Signs measured by twice the identity have the energy 4 in each entry, whatever the signs."""
+    operator = operators.scaled(operators.Identity(matrix_shape=(6, 5)), 2.0)
+    problem = lr.Problem(operator, jnp.ones(30))
+    assert float(initial.gain(problem, KEY, symmetric=False)) == 4.0
+
+
+def test_trimming_leaves_out_rows_of_more_than_twice_the_mean():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((8, 12), bool)
+    mask[0] = True  # 12 entries, where the others have 2 and the mean is 3.25
+    for i in range(1, 8):
+        mask[i, [(2 * i) % 12, (2 * i + 1) % 12]] = True
+    x = rng.standard_normal((8, 12))
+    problem = lr.Problem(operators.EntryMask.from_mask(mask), jnp.asarray((mask * x).ravel(), jnp.float32))
+    start = initial.spectral(problem, 2, KEY, trim=True)
+    kept = mask * x
+    kept[0] = 0
+    u, s, vt = np.linalg.svd(kept)
+    best = (u[:, :2] * s[:2]) @ vt[:2]
+    fit = (mask * best * x).sum() / (mask * best**2).sum()  # the start is scaled to fit all that was measured
+    np.testing.assert_allclose(start.dense(), fit * best, rtol=1e-4, atol=1e-5)
+
+
+def test_the_derivative_of_the_best_approximation():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        left, right, a, b = (rng.standard_normal(size) for size in ((6, 4), (5, 4), (6, 4), (5, 4)))
+        at = lambda t: lr.Factors(jnp.asarray(left + t * a), jnp.asarray(right + t * b))
+        slope = jax.jvp(lambda t: best_rank(at(t), 2).dense(), (0.0,), (1.0,))[1]
+
+        def cut(t):
+            u, s, vt = np.linalg.svd((left + t * a) @ (right + t * b).T)
+            return (u[:, :2] * s[:2]) @ vt[:2]
+
+        np.testing.assert_allclose(slope, (cut(1e-6) - cut(-1e-6)) / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+def test_momentum_of_soft_impute_is_that_of_fista():
+    """All columns are kept, so that the subspaces are the whole space and each step is a proximal one."""
+    rng = np.random.default_rng(0)
+    y, weights, penalty = rng.standard_normal((6, 5)), rng.uniform(0.2, 1.0, (6, 5)), 0.3
+    single = lambda x: jnp.asarray(x.ravel(), jnp.float32)
+    problem = lr.Problem(operators.Identity(matrix_shape=(6, 5)), single(y), single(weights))
+    solver = lr.SoftImpute(max_rank=5, penalty=penalty, decay=0.0, relative=False)
+    solution = lr.solve(problem, solver, KEY, num_steps=6)
+    value = lambda x: 0.5 * (weights * (x - y) ** 2).sum() + penalty * np.linalg.svd(x, compute_uv=False).sum()
+    now = before = np.zeros((6, 5))
+    momentum, rate = 1.0, 1 / weights.max()
+    for k in range(6):
+        t = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = now + (momentum - 1) / t * (now - before)
+        u, s, vt = np.linalg.svd(ahead - rate * weights * (ahead - y), full_matrices=False)
+        before, now = now, (u * np.maximum(s - rate * penalty, 0)) @ vt
+        momentum = 1.0 if value(now) > value(before) else t
+        np.testing.assert_allclose(solution.trace["penalized"][k + 1], value(now), rtol=1e-5)
+    np.testing.assert_allclose(solution.factors.dense(), now, rtol=1e-4, atol=1e-5)
 
 
 # --- metrics and samples ---------------------------------------------------------------------------------------------
