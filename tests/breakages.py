@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("lrjax", "tests", "pyproject.toml", "README.md")
+COPIED = ("lrjax", "tests", "benchmarks", "papers", "examples", "pyproject.toml", "README.md")
 NOTICED, SURVIVED, STALE, UNDECIDED = "noticed", "SURVIVED", "STALE", "UNDECIDED"
 
 
@@ -104,11 +104,11 @@ _TABLE = [
     ("solvers/scaled_subgradient.py", "damping = self.damping * level / (GAUSSIAN_QUANTILE * extra.entry)",
      "damping = 100 * self.damping * level / (GAUSSIAN_QUANTILE * extra.entry)", "recovery",
      "preconditioning and True"),
-    ("solvers/subgradient.py", "reference = jnp.maximum(1.5 * needed, 0.3)", "reference = 0.05 * needed", "theory",
-     "t2_6"),
+    ("solvers/subgradient.py", "reference = jnp.maximum(1.5 * needed, 0.3)", "reference = 0.05 * needed", SMALL,
+     "first_step"),
     ("solvers/subgradient.py", "budget_ok = rule.value >= needed", "budget_ok = rule.value >= 0", "theory", "t2_6"),
     ("solvers/gradient_descent.py", "Factors(new_left, matmul(right, qt.T) * (s / beta)[None, :])",
-     "Factors(new_left, matmul(right, qt.T) * s[None, :])", "theory", "t3_11"),
+     "Factors(new_left, matmul(right, qt.T) * s[None, :])", SMALL, "rebalancing"),
     ("solvers/singular_value_projection.py", "size = jnp.sum(ascent * ascent) / jnp.where(energy > 0, energy, 1)",
      "size = 3 * jnp.sum(ascent * ascent) / jnp.where(energy > 0, energy, 1)", "recovery",
      "exactly_and_stops and SingularValueProjection"),
@@ -123,20 +123,18 @@ _TABLE = [
      'better = inner.info["objective"] > state.info["objective"]', SOLVE, "best_so_far"),
     ("solvers/wrappers.py", "self.decay * old + (1 - self.decay) * new", "(1 - self.decay) * old + self.decay * new",
      SOLVE, "averaged"),
-    ("solvers/_common.py", "gram = gram + jnp.diag(1 - mask) * jnp.where(mean > 0, mean, 1)", "pass", "transforms",
-     "masked_rank and scaled"),
+    ("solvers/_common.py", "shift = damping + k * eps", "shift = k * eps", "recovery", "fixed_damping"),
     # --- linear algebra ---
     ("linalg/rows.py", "relative = jnp.where(few, 0.1, ", "relative = jnp.where(few, 10.0, ", OPS, "half_steps"),
     ("linalg/rows.py", "multiple = jnp.where((below > i)", "multiple = jnp.where((below >= i)", OPS, "half_steps_are"),
-    ("linalg/rows.py", "h = k // 2", "h = k // 2 + k % 3", OPS, "half_steps_are"),
+    ("linalg/rows.py", "rhs[:, h:] - update[..., k - h :]", "rhs[:, h:] + update[..., k - h :]", OPS, "half_steps_are"),
     ("linalg/rows.py", "return x.at[i].set(jnp.maximum(better, 0))", "return x.at[i].set(better)", SOLVE,
      "nonnegative"),
     ("linalg/rows.py", "return ridge * count.astype(dtype) if self.by_count else ridge", "return ridge", SOLVE,
      "by_count"),
     ("linalg/sketched_rows.py", "curvature = dot(ap, _weigh(weights, ap)) + shift * dot(p, p)",
      "curvature = dot(ap, _weigh(weights, ap))", "sketched_rows", "exact_answer"),
-    ("linalg/krylov.py", "return x, r, r + ratio(new, rr) * p, new", "return x, r, r, new", "theory or gauss_newton",
-     "dense_least"),
+    ("linalg/krylov.py", "return x, r, r + ratio(new, rr) * p, new", "return x, r, r, new", SMALL, "conjugate"),
     ("linalg/svd.py", "turn_left = inverse * (core * values + values.T * core.T)",
      "turn_left = inverse * (core * values - values.T * core.T)", "irls", "derivatives"),
     ("linalg/modes.py", "rows = [vector[None, :] for vector in vectors]",
@@ -167,8 +165,7 @@ _TABLE = [
     ("operators/kronecker.py", "[a.conj().T for a in matrices]", "[a.T for a in matrices]", OPS, "hermitian"),
     ("operators/gains.py", "gains = jnp.sum((self.y.conj() * r)", "gains = jnp.sum((self.y * r)", "gains",
      "system_is_its_definition or calibration_is_dense"),
-    ("operators/structured_gains.py", "for signs in reversed(later):", "for signs in later:", "gains",
-     "structured_gains_are_transforms"),
+    ("operators/structured_gains.py", "for signs in reversed(later):", "for signs in later:", SMALL, "three_rounds"),
     ("operators/coupled.py", "values = values.at[self.source]", "values = values.at[self.source[::-1]]", "gauss_newton",
      "one_step"),
     # --- sketching ---

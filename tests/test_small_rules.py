@@ -14,7 +14,9 @@ import lrjax as lr
 from lrjax import _rank, initial, losses, metrics, operators, status, step_sizes
 from lrjax._pytree import tree_isfinite
 from lrjax.factors import best_rank
+from lrjax.linalg.krylov import conjugate_gradient
 from lrjax.sketching import row_sampling
+from lrjax.testing import check_adjoint
 
 KEY = jax.random.key(3)
 
@@ -320,6 +322,45 @@ def test_momentum_of_soft_impute_is_that_of_fista():
         momentum = 1.0 if value(now) > value(before) else t
         np.testing.assert_allclose(solution.trace["penalized"][k + 1], value(now), rtol=1e-5)
     np.testing.assert_allclose(solution.factors.dense(), now, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_step_of_a_schedule_that_is_long_enough():
+    """All signs agree: the one value is 1 / sqrt(n1 n2), and the growth one per unit of step."""
+    problem = lr.Problem(operators.Identity(matrix_shape=(20, 15)), jnp.ones(300), None, losses.Absolute())
+    for scale, first in ((1.0, 0.3), (1e-5, 1.5 * np.log(1e5) * 0.02)):
+        solver = lr.SubgradientMethod(max_rank=2, initial_scale=scale, hidden_scale=scale)
+        solution = lr.solve(problem, solver, KEY, num_steps=1)
+        np.testing.assert_allclose(solution.trace["step_size"][1], first * np.sqrt(300), rtol=1e-4)
+
+
+def test_rebalancing_keeps_the_matrix():
+    rng = np.random.default_rng(0)
+    single = lambda *size: jnp.asarray(rng.standard_normal(size), jnp.float32)
+    problem = lr.Problem(operators.Identity(matrix_shape=(6, 5)), single(30))
+    start = lr.Factors(3 * single(6, 2), single(5, 2))
+    step = lambda **more: (
+        lr.solve(problem, lr.GradientDescent(max_rank=2, step_size=0.01, **more), KEY, num_steps=1, init=start).factors
+    )
+    plain, turned = step(), step(rebalance=True, rebalance_at=100.0, rebalance_scale=0.5)
+    np.testing.assert_allclose(turned.dense(), plain.dense(), rtol=1e-4, atol=1e-4)
+    gram = np.asarray(turned.left.T @ turned.left)
+    np.testing.assert_allclose(gram, gram[0, 0] * np.eye(2), atol=1e-4 * gram[0, 0])
+
+
+def test_conjugate_gradients_end_after_as_many_steps_as_there_are_values():
+    values = jnp.array([1.0, 2.0, 3.0, 4.0])
+    x = conjugate_gradient(lambda v: values * v, jnp.ones(4), jnp.zeros(4), num_steps=4)
+    np.testing.assert_allclose(x, 1 / values, rtol=1e-5)
+
+
+def test_structured_gains_of_three_rounds_are_adjoint():
+    for transform in ("hadamard", "fourier"):
+        operator = operators.StructuredGainMeasurements.create(KEY, (7, 5), 3, rounds=3, transform=transform)
+        if transform == "hadamard":
+            check_adjoint(operator, KEY, rank=1)
+        left, right = operator.stored(), operator
+        z = jax.random.normal(KEY, (21,)).astype(left.matrices.dtype)
+        np.testing.assert_allclose(left.adjoint(z), right.adjoint(z), rtol=1e-4, atol=1e-4)
 
 
 # --- metrics and samples ---------------------------------------------------------------------------------------------

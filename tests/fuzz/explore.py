@@ -3,6 +3,7 @@
 import random
 import sys
 import time
+import zlib
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -18,7 +19,7 @@ def explore(name: str, number: int, examples: int, worker: Worker, until: float)
     found: dict[str, tuple[int, str, Verdict]] = {}
     calls = 0
 
-    @seed(number)
+    @seed(zlib.crc32(name.encode()) + number)
     @settings(
         max_examples=examples,
         database=None,

@@ -185,7 +185,7 @@ TARGETS["read"] = Target(
     _read,
     names=("table.", "line"),
     look=_as_written,
-    examples=60,
+    examples=30,
 )
 
 # --- the command line ---
@@ -265,7 +265,7 @@ def _run(command: list[str], file: File, pairs: str, table: str) -> dict[str, An
 
 
 TARGETS["command"] = Target(
-    "command", "files", _commands(), _run, names=(), look=lambda result, given: result["wrong"], examples=6
+    "command", "files", _commands(), _run, names=(), look=lambda result, given: result["wrong"], examples=4
 )
 
 
@@ -303,5 +303,5 @@ def _loaded(which: int, damage: Any, words: Any) -> Any:
 
 
 TARGETS["load_sweep"] = Target(
-    "load_sweep", "files", _plans(), _loaded, names=("plan", "checkpoint", "tmp"), examples=8
+    "load_sweep", "files", _plans(), _loaded, names=("plan", "checkpoint", "tmp"), examples=5
 )

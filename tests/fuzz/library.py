@@ -53,7 +53,7 @@ target(
         "sketch_size": odd_count,
     },
     lambda **kw: lr.lstsq(kw.pop("a"), kw.pop("b"), kw.pop("key"), **kw),
-    examples=14,
+    examples=6,
 )
 target(
     "lstsq_blocks",
@@ -72,6 +72,7 @@ target(
         r.backward_error * 0 if kw.get("method") != "sketch_and_solve" else 0.0,
     ],
     names=("block",),
+    examples=2,
 )
 target(
     "lp_regression",
@@ -88,7 +89,7 @@ target(
         "key": st.one_of(good_key, odd_key),
     },
     lambda **kw: sketching.lp_regression(kw.pop("a"), kw.pop("b"), kw.pop("p"), **kw),
-    examples=10,
+    examples=5,
 )
 W = (7, 5)
 target(
@@ -116,7 +117,7 @@ target(
         "key": st.one_of(good_key, odd_key),
     },
     lambda **kw: lr.low_rank(kw.pop("w"), kw.pop("rank"), **kw),
-    examples=10,
+    examples=5,
 )
 target(
     "scores",
@@ -134,6 +135,7 @@ target(
         "lewis": lambda: sketching.lewis_weights(a, p),
         "sensitivities": lambda: sketching.lp_sensitivities(a, p),
     }[kind](),
+    examples=3,
 )
 target(
     "row_sample",
@@ -200,7 +202,7 @@ target(
         made.apply_adjoint(z) if z is not None else None,
     )[1:],
     names=("num_nonzeros", "num_rows"),
-    examples=8,
+    examples=5,
 )
 target(
     "tensor_sketch",
@@ -642,7 +644,7 @@ target(
     {"inputs": good_array((12, 3, 1)), "outputs": good_array((12, 2)), "key": good_key},
     {"inputs": odd_array((12, 3, 1)), "outputs": odd_array((12, 2)), "key": odd_key},
     lambda **kw: lr.markov_parameters(kw["inputs"], kw["outputs"], kw["key"]),
-    examples=4,
+    examples=2,
 )
 
 
@@ -693,7 +695,7 @@ target(
         "num_classes": st.one_of(odd_count.filter(lambda n: n.value not in (10**6, 2**63)), just(3)),
     },
     lambda **kw: lr.supervised_dictionary(kw.pop("features"), kw.pop("labels"), num_steps=5, **kw),
-    examples=8,
+    examples=5,
 )
 
 

@@ -193,6 +193,7 @@ target(
     },
     _selected,
     names=("problem", "solver"),
+    examples=2,
 )
 
 # --- completion ---
@@ -238,7 +239,7 @@ target(
     },
     _completed,
     names=("weight", "biases", "num_measurements", "max_rank"),
-    examples=12,
+    examples=7,
 )
 
 
@@ -273,7 +274,7 @@ target(
     _asked,
     names=("rows", "cols", "count"),
     look=_in_range,
-    examples=8,
+    examples=6,
 )
 target(
     "complete_ensemble",
@@ -296,4 +297,5 @@ target(
     },
     lambda values, mask, key, **kw: lr.complete_ensemble(values, mask, key, **{"num_members": 2, "num_steps": 2, **kw}),
     names=("max_rank", "weights"),
+    examples=2,
 )
