@@ -381,6 +381,29 @@ def test_a_random_number_stands_for_the_middle_of_its_cell(monkeypatch):
     assert draw(eps) == [0]
 
 
+def test_root_leverage_scores_are_powers_of_leverages():
+    a = np.random.default_rng(0).standard_normal((12, 3))
+    leverage = (np.linalg.qr(a)[0] ** 2).sum(axis=1)
+    seen = lr.sketching.root_leverage_scores(jnp.asarray(a, jnp.float32), 1.0)
+    np.testing.assert_allclose(seen, np.sqrt(leverage), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["direct", "cholesky_qr"])
+def test_a_ridge_against_the_augmented_system(method, x64):
+    """At a condition of 1e6, where `cholesky_qr` begins with a sketch; the ridge is that of the middle values."""
+    rng = np.random.default_rng(0)
+    values = np.array([1.0, 1e-2, 1e-4, 1e-6])
+    a = np.linalg.qr(rng.standard_normal((200, 4)))[0] * values @ np.linalg.qr(rng.standard_normal((4, 4)))[0]
+    b, ridge = rng.standard_normal(200), 1e-6
+    more = {} if method == "direct" else {"sketch": "gaussian"}
+    found = lr.lstsq(jnp.asarray(a), jnp.asarray(b), KEY, method=method, ridge=ridge, **more)
+    whole = np.concatenate([a, np.sqrt(ridge) * np.eye(4)])
+    expected = np.linalg.lstsq(whole, np.concatenate([b, np.zeros(4)]), rcond=None)[0]
+    np.testing.assert_allclose(found.x, expected, rtol=1e-8, atol=1e-8 * abs(expected).max())
+    rtol = 1e-4 if method == "direct" else 0.1  # of the sketch, where that was good enough
+    np.testing.assert_allclose(found.condition, np.sqrt((1 + ridge) / (1e-12 + ridge)), rtol=rtol)
+
+
 # --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
