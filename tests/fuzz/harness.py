@@ -34,8 +34,9 @@ class Worker:
         flags = os.environ.get("XLA_FLAGS", "")
         if importlib.metadata.version("jaxlib").startswith("0.10.") and "fusion_emitters" not in flags:
             flags += " --xla_cpu_use_fusion_emitters=false"
+        # By the name of this package here, `fuzz` or `tests.fuzz`, or the recipes would be of other classes there.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.worker", str(child.fileno())],
+            [sys.executable, "-m", f"{__package__}.worker", str(child.fileno())],
             pass_fds=[child.fileno()],
             cwd=root,
             env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "default", "XLA_FLAGS": flags},
