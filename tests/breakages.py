@@ -200,7 +200,7 @@ _TABLE = [
     ("sketching/sparse.py", "return 1 - 2 * bits.astype(jnp.int8)", "return 1 - bits.astype(jnp.int8)", "sketching",
      "SparseSign and gram or one_sign"),
     ("sketching/tensor.py", "return (size / self.rows1.shape[0]) ** 0.5", "return size / self.rows1.shape[0]",
-     "sketching", "gram or tensor"),
+     "sketching", "never_forms"),
     ("sketching/transforms.py", "over_column_blocks(short, columns, _width(size)) * (size / m) ** 0.5",
      "over_column_blocks(short, columns, _width(size)) * (m / size) ** 0.5", "sketching", "SRHT and one_matrix"),
     ("sketching/transforms.py", "return sign_rows(sketch.row_signs[index], rows)", "return rows", "sketching",

@@ -13,7 +13,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=25, help="seconds after which a call counts as hanging")
+    parser.add_argument("--limit", type=float, default=60, help="seconds after which a call counts as hanging")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="targets whose name or module holds this")
     given = parser.parse_args()

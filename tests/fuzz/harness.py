@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIMIT = 25.0
+LIMIT = 60.0
 START = 120.0
 
 
