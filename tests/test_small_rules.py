@@ -218,6 +218,16 @@ def test_weights_count_and_what_has_none_is_not_there():
     np.testing.assert_allclose(relative, np.sqrt((weights * residual**2).sum()) / size, rtol=1e-6)
 
 
+def test_descent_is_not_done_while_the_free_part_moves():
+    start = lr.Factors(0.1 * jnp.ones((4, 1)), 0.1 * jnp.ones((3, 1)))
+    objective = lambda x, free: jnp.sum((x - start.dense()) ** 2) + jnp.sum((free - 1) ** 2)
+    found = lr.rank_projected_descent(
+        objective, start, jnp.zeros(2), rank=1, step_size=0.1, num_steps=10, tolerance=1e-3
+    )
+    assert (int(found.status), int(found.num_steps)) == (status.RUNNING, 10)
+    np.testing.assert_allclose(found.free, 1 - 0.8**10, rtol=1e-5)
+
+
 # --- the choice of the rank ------------------------------------------------------------------------------------------
 
 
