@@ -49,9 +49,13 @@ def work(names: list[str], number: int, minutes: float, limit: float) -> tuple[d
     found: dict[tuple[str, str], tuple[int, str, Verdict]] = {}
     with Worker(limit) as worker:
         while time.monotonic() < until:
-            for name in random.Random(1000 * number + rounds).sample(names, len(names)):
+            # One target of each module in turn: some modules have many more than others.
+            pick = random.Random(1000 * number + rounds)
+            modules = sorted({TARGETS[name].module for name in names})
+            for module in modules:
                 if time.monotonic() > until:
                     break
+                name = pick.choice([name for name in names if TARGETS[name].module == module])
                 more, new = explore(name, 1000 * number + rounds, ROUND, worker, until)
                 calls[name] += more
                 for signature, one in new.items():
