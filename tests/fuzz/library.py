@@ -848,7 +848,14 @@ _axes = st.sampled_from([
     np.array([1.0, 2.0], ">f4"), np.array([1.0, 2.0], "longdouble"), np.array([1, 2], "uint64"), [-1, 2**31],
     np.array([1.0, 2.0], "float16"), [2**63, 1], [2**70, 1],
 ]).map(repr)  # fmt: skip
-_axis = lambda text: eval(text, {"array": np.array, "nan": float("nan"), **{t: t for t in ("float16", "longdouble")}})
+_NAMES = {
+    "array": np.array,
+    "nan": np.nan,
+    "float16": np.float16,
+    "float128": np.longdouble,
+    "longdouble": np.longdouble,
+}
+_axis = lambda text: eval(text, {**_NAMES, "uint64": np.uint64})
 target(
     "sweep",
     "sweep",
