@@ -26,7 +26,7 @@ class Target:
     call: Callable[..., Any]
     names: tuple[str, ...] = ()  # what a refusal may name besides the arguments
     look: Callable[[Any, dict], list[str]] | None = None
-    examples: int = 4  # in the small share
+    examples: int = 3  # in the small share
 
     def words(self, given: dict[str, Any]) -> list[str]:
         return [*given, *self.names]

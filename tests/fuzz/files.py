@@ -265,7 +265,7 @@ def _run(command: list[str], file: File, pairs: str, table: str) -> dict[str, An
 
 
 TARGETS["command"] = Target(
-    "command", "files", _commands(), _run, names=(), look=lambda result, given: result["wrong"], examples=4
+    "command", "files", _commands(), _run, names=(), look=lambda result, given: result["wrong"], examples=3
 )
 
 

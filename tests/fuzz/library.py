@@ -212,7 +212,7 @@ target(
     lambda key, num_rows, size1, size2, x, y=None: sketching.TensorSRHT.create(
         key, num_rows, size1, size2
     ).apply_products(x, np.ones((4, 2), np.float32) if y is None else y),
-    examples=4,
+    examples=3,
 )
 target(
     "coordinatewise",
@@ -276,7 +276,7 @@ for _name, _call in _METRICS.items():
         {"estimate": odd_array((7, 2)), "truth": st.one_of(odd_array((7, 2)), just(recipes.Array((7, 3))))},
         lambda estimate, truth, call=_call: call(estimate, truth),
         names=("a (", "b (", "a ", "b ", "predicted", "values"),
-        examples=4,
+        examples=3,
     )
 
 # --- operators ---
@@ -423,7 +423,7 @@ for _name, (_call, _good, _odd) in _BUILDERS.items():
         _odd,
         lambda call=_call, **given: _built(call, **given),
         names=("rows", "matrices", "dense ensemble", "GiB"),
-        examples=4,
+        examples=3,
     )
 
 # --- synthetic problems and diagnostics ---
@@ -515,7 +515,7 @@ _SYNTHETIC: dict[str, tuple[Callable, dict, dict]] = {
     ),
 }
 for _name, (_call, _good, _odd) in _SYNTHETIC.items():
-    target(f"synthetic_{_name}", "synthetic", _good, _odd, _call, names=("fraction", "GiB"), examples=4)
+    target(f"synthetic_{_name}", "synthetic", _good, _odd, _call, names=("fraction", "GiB"), examples=3)
 
 _DIAGNOSTICS: dict[str, tuple[Callable, dict, dict]] = {
     "undetermined": (
@@ -580,7 +580,7 @@ for _name, (_call, _good, _odd) in _DIAGNOSTICS.items():
         _odd,
         _call,
         names=("no curve",),
-        examples=4,
+        examples=3,
     )
 
 # --- neighbours ---
@@ -674,7 +674,7 @@ target(
     {"kind": just("simulate"), "given": st.one_of(odd_array((3,)), odd_array((2, 3, 1)))},
     _system,
     names=("frequencies", "inputs"),
-    examples=4,
+    examples=3,
 )
 target(
     "supervised_dictionary",
@@ -711,7 +711,7 @@ target(
     {"features": good_array((3, 4))},
     {"features": odd_array((3, 4), traced=False), "covariates": odd_array((3, 1), traced=False)},
     _dictionary,
-    examples=4,
+    examples=3,
 )
 
 
@@ -815,7 +815,7 @@ _PRIVATE: dict[str, tuple[Callable, dict, dict]] = {
     ),
 }
 for _name, (_call, _good, _odd) in _PRIVATE.items():
-    target(f"private_{_name}", "private", _good, _odd, _call, names=("sketch", "core_size", "sensitivity"), examples=4)
+    target(f"private_{_name}", "private", _good, _odd, _call, names=("sketch", "core_size", "sensitivity"), examples=3)
 
 # --- sweeps ---
 
