@@ -10,8 +10,9 @@ import numpy as np
 from lrjax import status
 from lrjax._checks import check_count, check_key
 from lrjax._pytree import pytree, tree_isfinite
-from lrjax.sketching import _direct, _inputs, _normal, cholesky_qr, iterative
-from lrjax.sketching._normal import Factor
+from lrjax.linalg.scaling import power
+from lrjax.sketching import _direct, _inputs, _normal, _units, cholesky_qr, iterative
+from lrjax.sketching._normal import Factor, Scaled
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch
 
 # The options that mean something to each method. Any other that is set is refused.
@@ -274,35 +275,55 @@ def _solve(
     max_steps: int | None,
 ) -> LstsqResult:
     columns = b.reshape(b.shape[0], -1)
+    if weights is not None:
+        even = _units.weight_exponent(weights)
+        weights = weights * power(-even, weights.dtype)
+    else:
+        even = jnp.int32(0)
     if a.shape[0] < a.shape[1]:
-        x, condition = _direct.wide(*_direct.scale_rows(a, columns, weights), ridge)
-        norm, error = _direct.wide_errors(a, columns, weights, ridge, x)
-        worked, steps, sketched, rank = jnp.ones((), bool), jnp.int32(0), jnp.zeros((), bool), jnp.int32(a.shape[0])
+        units = _units.choose_wide(a, columns, weights, even, ridge)
+        right, level = units.right_side(columns), units.ridge(ridge)[0]
+        dense = units.matrix(a).dense()
+        x, factor = _direct.wide(*_direct.scale_rows(dense, right, weights), level)
+        rank = jnp.sum(factor.inverse > 0, dtype=jnp.int32)
+        norm, error = _direct.wide_errors(dense, right, weights, level, x, rank == a.shape[0])
+        worked, steps, sketched = jnp.ones((), bool), jnp.int32(0), jnp.zeros((), bool)
     else:
         draw = lambda: _inputs.draw(sketch, made, sketch_size, a.shape[0])
         if automatic and sketch == "sparse_sign" and sketch_size is not None:
             draw = lambda: _cheap_sketch(made, sketch_size, *a.shape)
+        # The sketch of an operator shows what its columns are like; an array can be looked at.
+        dense, short = isinstance(a, jax.Array), None
+        if not dense:
+            short = _inputs.sketched(draw(), a, weights)
+        tops = _units.column_tops(a, weights) if short is None else _units.column_tops(short, None)
+        units = _units.choose(tops, columns, even, ridge)
+        scaled, right, level = units.matrix(a), units.right_side(columns), units.ridge(ridge)
         # Constants to autodiff: the derivative is attached below.
-        fixed = jax.lax.stop_gradient((a, columns, weights, ridge))
+        fixed = jax.lax.stop_gradient((scaled, right, weights, level))
         if method == "sketch_and_solve":
-            x, factor = _sketch_and_solve(a, columns, weights, ridge, draw())
+            x, factor = _sketch_and_solve(scaled, right, weights, level, draw())
             worked, steps, sketched = jnp.ones((), bool), jnp.int32(0), jnp.ones((), bool)
         else:
             x, factor, worked, steps, sketched = _tall(
                 fixed, draw, tolerance, method, automatic, sketch_size, max_steps
             )
-            x = _normal.at_minimum(a, columns, weights, ridge, x, factor)
-        norm, error = _errors(a, columns, weights, ridge, x, jax.lax.stop_gradient(factor))
-        condition, rank = factor.condition(), jnp.sum(factor.inverse > 0, dtype=jnp.int32)
+            x = _normal.at_minimum(scaled, right, weights, level, x, factor)
+        # A constant to autodiff: it measures and preconditions.
+        factor = jax.lax.stop_gradient(factor)
+        x = _units.least_norm(x, factor, units)
+        norm, error = _errors(scaled, right, weights, level, x, factor)
+        rank = jnp.sum(factor.inverse > 0, dtype=jnp.int32)
         if method in ("cholesky_qr", "fossils"):  # a sketch that hides a direction of `a` would otherwise pass
             worked = worked & jnp.all(error < float(jnp.finfo(b.dtype).eps) ** 0.5)
+    x, norm = units.solution(x), units.norm(norm)
     code = jnp.where(worked, status.CONVERGED, status.RUNNING if method in _ITERATIVE else status.STALLED)
     code = jnp.where(tree_isfinite((x, norm)), code, status.NONFINITE).astype(jnp.int32)
     return LstsqResult(
         x=x.reshape(a.shape[1:] + b.shape[1:]),
         residual_norm=norm.reshape(b.shape[1:]),
         backward_error=error.reshape(b.shape[1:]),
-        condition=condition,
+        condition=factor.condition(),
         rank=rank,
         status=code,
         num_steps=steps + 0 * code,
@@ -324,8 +345,9 @@ def _tall(
     a, b, weights, ridge = fixed
     yes, no = jnp.ones((), bool), jnp.zeros((), bool)
     if method == "direct":
-        return *_direct.tall(a, b, weights, ridge), yes, jnp.int32(0), no
-    factor_of_sketch = lambda: _normal.sketched_factor(_inputs.sketched(draw(), a, weights), ridge)
+        return *_direct.tall(a.dense(), b, weights, ridge), yes, jnp.int32(0), no
+    short = lambda: _inputs.sketched(draw(), a.matrix, weights) * a.columns[None, :]
+    factor_of_sketch = lambda: _normal.sketched_factor(short(), ridge)
     if method == "normal_equations":
         return cholesky_qr.solve(a, b, weights, ridge, None, max_rounds=1)
     if method == "cholesky_qr":
@@ -337,16 +359,17 @@ def _tall(
 
 
 def _sketch_and_solve(
-    a: Any, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, sketch: Any
+    a: Scaled, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, sketch: Any
 ) -> tuple[jax.Array, Factor]:
     # One sketch for both, applied to each: `[a, b]` would be a copy.
-    short = _inputs.sketched(sketch, a, weights)
+    short = _inputs.sketched(sketch, a.matrix, weights) * a.columns[None, :]
     target = sketch.apply(b if weights is None else _direct.safe_sqrt(weights)[:, None] * b)
+    # Constants to autodiff: the derivative is attached.
     x, factor = _direct.tall(*jax.lax.stop_gradient((short, target, None, ridge)))
     return _normal.at_minimum(short, target, None, ridge, x, factor), factor
 
 
-def _errors(a: Any, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array, factor: Factor) -> tuple:
+def _errors(a: Scaled, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array, factor: Factor) -> tuple:
     """Residual norms, differentiable, and backward errors, not."""
     squares = (b - _normal.forward(a, x)) ** 2
     norm = _direct.safe_sqrt(jnp.sum(_normal.weigh(weights, squares), axis=0))
