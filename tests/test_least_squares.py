@@ -612,7 +612,7 @@ def test_blocks_of_rows_are_the_whole(x64):
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        (iter([(A, B)]), "blocks is an iterator; expected a function that returns one afresh"),
+        (iter([(A, B)]), r"blocks is an iterator .*Give the function that makes it \(f, not f\(\)\)"),
         (lambda: iter([]), "blocks yielded nothing"),
         (lambda: [(A, B), (A[:, :2], B)], r"block 1 has a of shape \(12, 2\)"),
         (lambda: [(A, B[:5])], r"block 0 has a of shape \(12, 3\), float32, and b of shape \(5,\)"),

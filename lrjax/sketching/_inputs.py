@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrjax._checks import _narrowed as narrowed
 from lrjax._checks import check_count, host_array, real_array
 from lrjax._pytree import is_concrete, pytree
 from lrjax.sketching import _direct, _normal
+from lrjax.sketching._contract import single_or_double
 from lrjax.sketching.sketches import GaussianSketch, RademacherSketch
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch
 from lrjax.sketching.transforms import SRDCT, SRHT, BlockSRHT, PooledSketch
@@ -101,14 +103,6 @@ def check_matrix(a: Any) -> Any:
     return check_array("a", a)
 
 
-def single_or_double(name: str, value: Any) -> Any:
-    """`value` itself, if its dtype is one that LAPACK computes in."""
-    if value.dtype in (jnp.float32, jnp.float64):
-        return value
-    what = "; cast it to float32 first" if jnp.issubdtype(value.dtype, jnp.number) else ""
-    raise ValueError(f"{name} has dtype {value.dtype}; expected float32 or float64{what}")
-
-
 def check_array(name: str, value: Any) -> jax.Array:
     value = single_or_double(name, host_array(name, value))
     value = real_array(name, value)
@@ -140,6 +134,8 @@ def check_nonnegative(name: str, value: Any, shape: tuple[int, ...], dtype: Any)
         worst = np.min(np.asarray(value))
         if not (worst >= 0 and np.all(np.isfinite(value))):
             raise ValueError(f"{name} has the least value {worst}; expected finite values of at least 0")
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        value = narrowed(name, value, dtype)
     return jnp.asarray(value, dtype)
 
 

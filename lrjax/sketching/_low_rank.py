@@ -12,6 +12,7 @@ from lrjax.linalg import guarded
 from lrjax.linalg.scaling import exponent, shifted
 from lrjax.linalg.svd import attach_derivative, truncated_svd
 from lrjax.sketching import _inputs
+from lrjax.sketching._contract import single_or_double
 
 OVERSAMPLE = 10
 POWER_STEPS = 2
@@ -241,7 +242,7 @@ def _matrix_roots_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
 
 
 def _check_matrix(name: str, value: Any) -> jax.Array:
-    value = _inputs.single_or_double(name, real_array(name, value))
+    value = single_or_double(name, real_array(name, value))
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name} must have shape (n1, n2), neither zero; got {value.shape}")
     check_finite(name, value)

@@ -1,4 +1,4 @@
-"""The units in which least squares are solved: powers of two for columns, right sides and weights, undone at the end."""
+"""The units in which least squares are solved: powers of two for columns, right sides and weights."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lrjax._pytree import pytree
 from lrjax.linalg.scaling import beyond, column_exponents, exponent, power, shifted
 from lrjax.sketching import _normal
-from lrjax.sketching._normal import Factor, Scaled, mul
+from lrjax.sketching._normal import Scaled, mul
 
 # Rows that are looked at, per column: all of them only where these say that scaling is called for.
 _SAMPLE_ROWS = 4
@@ -61,9 +61,7 @@ def choose(tops: jax.Array, b: jax.Array, even: jax.Array, ridge: jax.Array) -> 
     )
 
 
-def choose_wide(
-    a: jax.Array, b: jax.Array, weights: jax.Array | None, even: jax.Array, ridge: jax.Array
-) -> Units:
+def choose_wide(a: jax.Array, b: jax.Array, weights: jax.Array | None, even: jax.Array, ridge: jax.Array) -> Units:
     """One unit for all columns: the least solution depends on theirs."""
     tops = jnp.broadcast_to(jnp.max(column_tops(a, weights)), a.shape[1:])
     return choose(tops, b, even, ridge)
@@ -92,22 +90,23 @@ def column_tops(a: jax.Array, weights: jax.Array | None) -> jax.Array:
     return jax.lax.cond(usual, lambda: seen, lambda: of(a, root))
 
 
-def least_norm(x: jax.Array, factor: Factor, units: Units) -> jax.Array:
-    """`x` `(d, q)`, in the units, moved along the directions left out so that it is the least one in those of the data.
+def least_norm(x: jax.Array, basis: jax.Array, inverse: jax.Array, columns: jax.Array) -> jax.Array:
+    """`x` `(d, q)`, in units, moved along the directions left out so that it is the least one in the units of the data.
 
     Nothing to do where all columns have one unit: the directions kept are orthogonal to those left out.
     """
-    dropped = factor.inverse == 0
-    size = power(jnp.min(units.columns) - units.columns, x.dtype)
+    dropped = inverse == 0
+    size = power(jnp.min(columns) - columns, x.dtype)
 
     def move() -> jax.Array:
-        away = jnp.where(dropped[None, :], factor.basis.T, 0)
+        away = jnp.where(dropped[None, :], basis.T, 0)
         length = jnp.sqrt(jnp.sum((size[:, None] * away) ** 2, axis=0))
         away = away / jnp.where(length > 0, length, 1)[None, :]
-        # Constants to autodiff: the least solution is a projection of any other.
-        q, left, sigma, right = _normal.qr_svd(jax.lax.stop_gradient(size[:, None] * away))
-        inverse = _normal.with_inverse(right, sigma).inverse
-        along = mul(right.T, inverse[:, None] * mul(left.T, mul(q.T, size[:, None] * x)))
-        return x - mul(jax.lax.stop_gradient(away), along)
+        q, left, sigma, right = _normal.qr_svd(size[:, None] * away)
+        scale = _normal.with_inverse(right, sigma).inverse
+        along = lambda x: mul(right.T, scale[:, None] * mul(left.T, mul(q.T, size[:, None] * x)))
+        return x - mul(away, along(x))
 
+    # A constant to autodiff: the least solution is a fixed projection of any other.
+    basis, dropped = jax.lax.stop_gradient((basis, dropped))
     return jax.lax.cond(jnp.any(dropped) & jnp.any(size != size[0]), move, lambda: x)

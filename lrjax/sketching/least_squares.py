@@ -46,8 +46,9 @@ class LstsqResult:
         x: the solution, `(d,)` or `(d, q)` like `b`.
         residual_norm: `||sqrt(w) (b - a x)||_2` on all the rows, without the ridge term; a scalar, or `(q,)`.
         backward_error: estimate of the smallest relative perturbation `||E|| / ||a||` for which `x` solves the problem
-            with `a + E` exactly; near machine epsilon for a backward stable answer, of order one for a sketched one.
-            A scalar, or `(q,)`. Wide problems: `||b - a x - ridge y||` relative to `||a|| ||x|| + ||b||`.
+            with `a + E`, and the same ridge, exactly; near machine epsilon for a backward stable answer, of order one for a sketched one.
+            A scalar, or `(q,)`. Wide problems: `||b - a x||` relative to `||a|| ||x|| + ||b||`; with a ridge
+            or dependent rows the gradient, relative to `||a||` times that.
         condition: estimate of the condition number of `a` (with weights and ridge) over the directions kept.
         rank: int32, directions kept: the others have singular values below 30 epsilons of the largest.
         status: int32 code of `lrjax.status`; one per problem under `vmap`.
@@ -141,6 +142,10 @@ def lstsq(
 
     On a CPU set OPENBLAS_NUM_THREADS=1: LAPACK's threads spin against XLA's, some 50 ms a call.
 
+    Columns whose sizes differ by a factor above a thousand are solved in units of their own, powers of two: time stamps
+    in milliseconds beside ones do not hide the ones. The condition number, the rank and the backward error are then
+    those of the columns in these units. Multiplying `a`, `b` or `weights` by a constant changes no relative result.
+
     Directions whose singular value is below 30 epsilons of the largest are left out, and the answer is the one
     of least norm. With `n < d` the answer of least norm interpolates ("direct" only).
 
@@ -151,7 +156,8 @@ def lstsq(
 
     Args:
         a: `(n, d)`, float32 or float64; or an operator with `shape`, `dtype`, `apply` (`(d, q)` to `(n, q)`) and
-            `apply_adjoint`, a pytree; or a `jax.experimental.sparse` matrix (BCOO).
+            `apply_adjoint`, a pytree; or a sparse matrix of SciPy or `jax.experimental.sparse`. Lists and data frames
+            of floating-point numbers are arrays too, here and below.
         b: `(n,)` or `(n, q)`, of the same dtype.
         key: one random key. "direct" and "normal_equations" do not use it.
         method: one of the above.
@@ -311,7 +317,7 @@ def _solve(
             x = _normal.at_minimum(scaled, right, weights, level, x, factor)
         # A constant to autodiff: it measures and preconditions.
         factor = jax.lax.stop_gradient(factor)
-        x = _units.least_norm(x, factor, units)
+        x = _units.least_norm(x, factor.basis, factor.inverse, units.columns)
         norm, error = _errors(scaled, right, weights, level, x, factor)
         rank = jnp.sum(factor.inverse > 0, dtype=jnp.int32)
         if method in ("cholesky_qr", "fossils"):  # a sketch that hides a direction of `a` would otherwise pass
@@ -369,9 +375,12 @@ def _sketch_and_solve(
     return _normal.at_minimum(short, target, None, ridge, x, factor), factor
 
 
-def _errors(a: Scaled, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array, factor: Factor) -> tuple:
+def _errors(
+    a: Scaled, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array, factor: Factor
+) -> tuple:
     """Residual norms, differentiable, and backward errors, not."""
     squares = (b - _normal.forward(a, x)) ** 2
     norm = _direct.safe_sqrt(jnp.sum(_normal.weigh(weights, squares), axis=0))
+    # Reported, not differentiated.
     error = _normal.backward_error(*jax.lax.stop_gradient((a, b, weights, ridge, x, factor)))[1]
     return norm, error
