@@ -172,7 +172,8 @@ def ho_kalman(
     Cost: dense `O((p m T^2 / 4)^(3/2))`; with `key` `2 power_steps + 4` products of `O(p m k T)` with `k = order +
     oversample` columns, and `O((p + m) T k^2)`. Do not use it for unstable systems over long horizons, whose last
     parameters drown the first. The derivative is that of the exact triples, first order; the basis of the states is
-    held as it is, so what does not depend on that (`markov`, `frequency_response`) has its own, also where values repeat.
+    held as it is, so what does not depend on that (`markov`, `frequency_response`) has its own, also where values
+    repeat.
 
     Source: Ho and Kalman (1966); with a randomized SVD Wang and Anderson, arXiv 2109.02703.
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax._pytree import pytree
+from lrjax.linalg import guarded
 from lrjax.linalg.scaling import beyond, column_exponents, exponent, power, shifted
 from lrjax.sketching import _normal
 from lrjax.sketching._normal import Scaled, mul
@@ -102,10 +103,10 @@ def least_norm(x: jax.Array, basis: jax.Array, inverse: jax.Array, columns: jax.
         away = jnp.where(dropped[None, :], basis.T, 0)
         length = jnp.sqrt(jnp.sum((size[:, None] * away) ** 2, axis=0))
         away = away / jnp.where(length > 0, length, 1)[None, :]
-        q, left, sigma, right = _normal.qr_svd(size[:, None] * away)
+        left, sigma, right = guarded.svd(size[:, None] * away)
         scale = _normal.with_inverse(right, sigma).inverse
-        along = lambda x: mul(right.T, scale[:, None] * mul(left.T, mul(q.T, size[:, None] * x)))
-        return x - mul(away, along(x))
+        along = mul(right.T, scale[:, None] * mul(left.T, size[:, None] * x))
+        return x - mul(away, along)
 
     # A constant to autodiff: the least solution is a fixed projection of any other.
     basis, dropped = jax.lax.stop_gradient((basis, dropped))

@@ -46,9 +46,9 @@ class LstsqResult:
         x: the solution, `(d,)` or `(d, q)` like `b`.
         residual_norm: `||sqrt(w) (b - a x)||_2` on all the rows, without the ridge term; a scalar, or `(q,)`.
         backward_error: estimate of the smallest relative perturbation `||E|| / ||a||` for which `x` solves the problem
-            with `a + E`, and the same ridge, exactly; near machine epsilon for a backward stable answer, of order one for a sketched one.
-            A scalar, or `(q,)`. Wide problems: `||b - a x||` relative to `||a|| ||x|| + ||b||`; with a ridge
-            or dependent rows the gradient, relative to `||a||` times that.
+            with `a + E`, and the same ridge, exactly; near machine epsilon for a backward stable answer, of order one
+            for a sketched one. A scalar, or `(q,)`. Wide problems: `||b - a x||` relative to `||a|| ||x|| + ||b||`;
+            with a ridge or dependent rows the gradient, relative to `||a||` times that.
         condition: estimate of the condition number of `a` (with weights and ridge) over the directions kept.
         rank: int32, directions kept: the others have singular values below 30 epsilons of the largest.
         status: int32 code of `lrjax.status`; one per problem under `vmap`.
