@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_finite, check_key, check_real
+from lrjax._checks import check_count, check_finite, check_key, real_array
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
+from lrjax.linalg import guarded
 from lrjax.linalg.svd import attach_derivative
 from lrjax.operators.hankel import AdjointMatrix, Hankel
 from lrjax.sketching import lstsq, rsvd
@@ -39,7 +40,7 @@ class StateSpace:
 
     def markov(self, length: int) -> jax.Array:
         """`d, c b, c a b, c a^2 b, ...`: the response to an impulse, `(length, p, m)`."""
-        check_count("length", length)
+        length = check_count("length", length)
         powers = jax.lax.scan(lambda x, _: (matmul(self.a, x), matmul(self.c, x)), self.b, None, length=length - 1)[1]
         return jnp.concatenate([self.d[None], powers])
 
@@ -121,12 +122,11 @@ def markov_parameters(inputs: jax.Array, outputs: jax.Array, key: jax.Array) -> 
         >>> [round(abs(float(value)), 4) for value in seen.ravel()]
         [0.0, 1.0, 0.5, 0.25]
     """
+    inputs, outputs = real_array("inputs", inputs), real_array("outputs", outputs)
     for name, value, shape in (("inputs", inputs, "(N, T, m)"), ("outputs", outputs, "(N, p)")):
-        check_real(name, value)
         if jnp.ndim(value) != shape.count(",") + 1 or 0 in jnp.shape(value):
             raise ValueError(f"{name} must have shape {shape}, none zero; got {jnp.shape(value)}")
         check_finite(name, value)
-    inputs, outputs = jnp.asarray(inputs), jnp.asarray(outputs)
     runs, length, m = inputs.shape
     if outputs.shape[0] != runs:
         raise ValueError(f"outputs must have a row for each of the {runs} runs of inputs; got {outputs.shape}")
@@ -169,10 +169,11 @@ def ho_kalman(
     Raises:
         ValueError: another shape, not real or finite, or an order or a number of blocks that does not fit.
 
-    Cost: dense `O((p m T^2 / 4)^(3/2))`; with `key` `2 power_steps + 3` products of `O(p m k T)` with `k = order +
+    Cost: dense `O((p m T^2 / 4)^(3/2))`; with `key` `2 power_steps + 4` products of `O(p m k T)` with `k = order +
     oversample` columns, and `O((p + m) T k^2)`. Do not use it for unstable systems over long horizons, whose last
-    parameters drown the first, nor to differentiate where singular values that are
-    kept repeat. With `key` the derivative is that of the exact triples.
+    parameters drown the first. The derivative is that of the exact triples, first order; the basis of the states is
+    held as it is, so what does not depend on that (`markov`, `frequency_response`) has its own, also where values
+    repeat.
 
     Source: Ho and Kalman (1966); with a randomized SVD Wang and Anderson, arXiv 2109.02703.
 
@@ -182,8 +183,7 @@ def ho_kalman(
         >>> round(float(lr.ho_kalman(response, 1).a[0, 0]), 5)
         0.5
     """
-    check_real("markov", markov)
-    markov = jnp.asarray(markov)
+    markov = real_array("markov", markov)
     if markov.ndim != 3 or markov.shape[0] < 3 or 0 in markov.shape:
         raise ValueError(f"markov must have shape (T, p, m) with T >= 3; got {markov.shape}")
     check_finite("markov", markov)
@@ -192,26 +192,34 @@ def ho_kalman(
     if rows > length - 2:
         raise ValueError(f"block_rows must be at most {length - 2}, two less than the parameters; got {block_rows}")
     structure = Hankel.create(rows, length - 1 - rows, block_shape=(p, m))
-    if check_count("order", order) > min(structure.shape):
+    order = check_count("order", order)
+    if order > min(structure.shape):
         raise ValueError(f"order must be at most {min(structure.shape)}, of a {structure.shape} matrix; got {order}")
-    check_count("oversample", oversample, minimum=0)
+    oversample = check_count("oversample", oversample, minimum=0)
     first, later = markov[1:-1].reshape(-1), markov[2:].reshape(-1)
     matrix = AdjointMatrix(operator=structure, z=first)
     if key is None:
         # The derivative of the triples that are kept alone: those dropped may be zero, or repeat.
-        u, s, vt = jax.lax.stop_gradient(jnp.linalg.svd(structure.adjoint(first), full_matrices=False))
+        u, s, vt = jax.lax.stop_gradient(guarded.svd(structure.adjoint(first)))
         triples = u[:, :order], s[:order], vt.T[:, :order]
-        u, s, v = attach_derivative(_products, order, matrix, triples)
     else:
         check_key(key)
         spare = min(oversample, min(structure.shape) - order)
-        u, s, v = rsvd(matrix, order, key=key, oversample=spare, power_steps=power_steps)
-    root = jnp.sqrt(jnp.where(s > 0, s, 1))
-    root, inverse = jnp.where(s > 0, root, 0), jnp.where(s > 0, 1 / root, 0)
-    inner = matmul(u.T, structure.adjoint_matmul(later, v))
+        fixed = jax.lax.stop_gradient(matrix)
+        triples = rsvd(fixed, order, key=key, oversample=spare, power_steps=power_steps)
+    # The system is a function of the two subspaces, in whatever basis: that has a derivative where values repeat.
+    u, _, v = attach_derivative(_products, order, matrix, triples, False)
+    values = jax.lax.stop_gradient(triples[1])
+    root = jnp.sqrt(jnp.where(values > 0, values, 1))
+    root, inverse = jnp.where(values > 0, root, 0), jnp.where(values > 0, 1 / root, 0)
+    # `U^T M V` is the diagonal matrix of the values, but not to autodiff; its inverse is taken to first order.
+    core = matmul(u.T, structure.adjoint_matmul(first, v))
+    moved = core - jax.lax.stop_gradient(core)
+    inner = matmul(u.T, structure.adjoint_matmul(later, v)) * inverse[None, :]
+    inner = inner - matmul(inner, inverse[:, None] * moved * inverse[None, :])
     return StateSpace(
-        a=inverse[:, None] * inner * inverse[None, :],
-        b=(root[None, :] * v[:m]).T,
+        a=inverse[:, None] * inner,
+        b=root[:, None] * v[:m].T + inverse[:, None] * matmul(moved, v[:m].T),
         c=u[:p] * root[None, :],
         d=markov[0],
     )

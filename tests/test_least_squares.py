@@ -3,14 +3,17 @@
 import functools
 import itertools
 import statistics
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.sparse
 from cases import LEAST_SQUARES
-from jax.experimental.sparse import BCOO
+from jax.experimental.sparse import BCOO, BCSR, CSR
 
 from lrjax import status
 from lrjax.sketching import CountSketch, LstsqResult, SparseSignSketch, least_squares, lstsq, lstsq_blocks
@@ -571,6 +574,63 @@ def test_operators_and_sparse_matrices(x64):
         lstsq(sparse, b, KEY, method="cholesky_qr")
 
 
+def test_what_people_hold_their_matrices_in(x64):
+    a, b = problem(400, 6)
+    a[np.abs(a) < 0.03] = 0
+    reference = np.linalg.lstsq(a, b, rcond=None)[0]
+    csr = scipy.sparse.csr_matrix(a)
+    single = BCOO.fromdense(jnp.asarray(a))
+    for matrix in (
+        csr,
+        csr.tocsc(),
+        scipy.sparse.coo_array(csr),
+        BCSR.from_bcoo(single),
+        CSR.fromdense(jnp.asarray(a)),
+    ):
+        result = lstsq(matrix, b.tolist(), KEY)
+        assert result.method == "fossils"
+        assert relative(result.x, reference) < 1e-11
+    pandas = pytest.importorskip("pandas")
+    for matrix in (pandas.DataFrame(a), a.tolist(), a.astype(">f8")):
+        assert relative(lstsq(matrix, pandas.Series(b), KEY, weights=np.ones(400).tolist()).x, reference) < 1e-11
+
+
+HANGS = """
+import jax, jax.numpy as jnp, lrjax as lr
+key = jax.random.key(0)
+a = jnp.ones((6, 3)).at[0, 0].set(jnp.inf) + jnp.arange(18.0).reshape(6, 3)
+for call in (
+    lambda a: lr.lstsq(a, a[:, 1], key).x,
+    lambda a: lr.lstsq(a.T, a[:3, 1], key).x,
+    lambda a: lr.lstsq(a, a[:, 1], key, method="sketch_and_solve").x,
+    lambda a: lr.rsvd(a, 2, key=key)[1],
+    lambda a: lr.low_rank(a, 2).left,
+    lambda a: lr.low_rank(jnp.ones((6, 3)), 2, row_metric=a @ a.T).left,
+    lambda a: lr.sketching.leverage_scores(a),
+    lambda a: lr.sketching.lp_regression(a, a[:, 1], 1.5).x,
+    lambda a: lr.ho_kalman(jnp.ravel(a)[:, None, None], 2).a,
+    lambda a: lr.private.LowRankSketch.create(key, (6, 3), size=2).add(a).low_rank(2).left,
+):
+    assert not jnp.all(jnp.isfinite(jax.jit(call)(a)))
+assert int(jax.jit(lambda a: lr.lstsq(a, a[:, 1], key).status)(a)) == lr.status.NONFINITE
+print("returned")
+"""
+
+
+def test_a_traced_infinity_comes_back():
+    """In a process of its own: the fault was a loop in LAPACK that only a kill ends."""
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=300, check=False)
+    assert "returned" in done.stdout, done.stderr[-2000:]
+
+
+def test_strict_ranks_and_no_warnings_from_inside():
+    a, b = problem(60, 4)  # float64 without x64: converted without a word
+    with jax.numpy_rank_promotion("raise"):
+        for method in ("lsqr", "iterative_sketching"):
+            result = lstsq(a, b, KEY, method=method, weights=np.ones(60), ridge=0.1)
+            assert relative(result.x, numpy_ridge(a, b, ridge=0.1)) < 1e-4
+
+
 def test_any_sketch_will_do(x64):
     a, b = problem(500, 5)
     reference = np.linalg.lstsq(a, b, rcond=None)[0]
@@ -609,16 +669,29 @@ def test_blocks_of_rows_are_the_whole(x64):
     assert np.linalg.norm(b - a @ once.x) < 1.05 * np.linalg.norm(b - a @ reference)
 
 
+def test_blocks_of_a_memory_mapped_file(tmp_path, x64):
+    a, b, _ = planted(3000, 12, 1e8, 1e-3)
+    for name, part in (("a", a), ("b", b)):
+        np.save(tmp_path / f"{name}.npy", part)
+    held = tuple(np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "ab")
+    result = lstsq_blocks(held, KEY, block_rows=750)
+    result.check()
+    assert backward(a, b, np.asarray(result.x)) < 1e-15
+    pairs = [(a[i : i + 750], b[i : i + 750]) for i in range(0, 3000, 750)]
+    np.testing.assert_array_equal(lstsq_blocks(pairs, KEY).x, result.x)
+
+
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        (iter([(A, B)]), "blocks is an iterator; expected a function that returns one afresh"),
+        ((A, B[:5]), r"a has shape \(12, 3\) and b has shape \(5,\)"),
+        (iter([(A, B)]), r"blocks is an iterator .*Give the function that makes it \(f, not f\(\)\)"),
         (lambda: iter([]), "blocks yielded nothing"),
         (lambda: [(A, B), (A[:, :2], B)], r"block 1 has a of shape \(12, 2\)"),
         (lambda: [(A, B[:5])], r"block 0 has a of shape \(12, 3\), float32, and b of shape \(5,\)"),
         (lambda: [(spoiled(A, np.nan), B)], "a of block 0 holds NaN"),
     ],
-    ids=["iterator", "none", "columns", "rows", "not finite"],
+    ids=["pair", "iterator", "none", "columns", "rows", "not finite"],
 )
 def test_blocks_that_do_not_fit_are_refused(blocks, message):
     with pytest.raises(ValueError, match=message):

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
+from jax.experimental import sparse as jsparse
 
 import lrjax as lr
 from lrjax.sketching import SparseSignSketch
@@ -194,9 +196,98 @@ def test_randomized_svd_of_products_only_and_its_derivative():
     assert lr.rsvd(a.astype(np.float32), 2, key=KEY)[0].dtype == jnp.float32
 
 
+def test_power_steps_help_where_the_blocks_would_fill_the_space():
+    rng = np.random.default_rng(4)
+    q1, q2 = (np.linalg.qr(rng.normal(size=(29, 29)))[0] for _ in range(2))
+    values = np.arange(1.0, 30) ** -0.5
+    a = (q1 * values) @ q2.T
+
+    def excess(x):
+        return np.linalg.norm(a - np.asarray(x)) / np.linalg.norm(values[5:]) - 1
+
+    def found(steps):
+        u, s, v = lr.rsvd(a, 5, key=KEY, power_steps=steps)
+        return excess((u * s) @ v.T)
+
+    # A subspace iteration of as many steps, with a QR in every one, from another draw.
+    block = rng.normal(size=(29, 15))
+    for _ in range(11):
+        block = np.linalg.qr(a @ np.linalg.qr(a.T @ np.linalg.qr(block)[0])[0])[0]
+    u, s, vt = np.linalg.svd(block.T @ a)
+    reference = excess(block @ (u[:, :5] * s[:5]) @ vt[:5])
+    assert found(0) > 1e-2
+    assert found(2) < 0.1 * found(0)
+    assert found(10) < 1e-8 + 100 * abs(reference)
+    assert abs(found(50)) < 1e-13
+    assert excess(lr.low_rank(a, 5, key=KEY).dense()) < 0.1 * found(0)
+
+
+@pytest.mark.parametrize("values", [[1.0, 1, 2, 3], [2.0, 2, 2, 2], [1.0, 1 + 1e-15, 3, 3]])
+def test_the_derivative_of_the_product_where_values_repeat(values):
+    a, move = np.diag(values), RNG.normal(size=(4, 4))
+
+    def product(a):
+        u, s, v = lr.rsvd(a, 4, key=KEY)
+        return (u * s) @ v.T
+
+    # All triples: the product is `a` itself.
+    np.testing.assert_allclose(jax.jvp(product, (a,), (move,))[1], move, atol=1e-8)
+    wide = np.concatenate([a, np.zeros((4, 2))], axis=1)
+    direction = RNG.normal(size=(4, 6))
+    np.testing.assert_allclose(jax.jvp(product, (wide,), (direction,))[1], direction, atol=1e-8)
+
+
+def test_the_derivative_of_vectors_where_values_differ_by_little():
+    a = np.diag([2.0, 1.01, 1, 0.5])
+    weights = RNG.normal(size=(4, 3))
+    value = lambda a: jnp.sum(weights * lr.rsvd(a, 3, key=KEY)[0] ** 2)
+    move = RNG.normal(size=(4, 4))
+    step = 1e-6
+    expected = (value(a + step * move) - value(a - step * move)) / (2 * step)
+    np.testing.assert_allclose(jax.jvp(value, (jnp.asarray(a),), (jnp.asarray(move),))[1], expected, rtol=1e-4)
+
+
+def test_two_full_metrics_in_single_precision():
+    """Inputs with a spectrum of six decades and a better-conditioned row metric, as weights of networks have them."""
+    rng = np.random.default_rng(6)
+    n1, n2, rank = 40, 60, 10
+    w = rng.normal(size=(n1, n2))
+    turn = lambda n: np.linalg.qr(rng.normal(size=(n, n)))[0]
+    q1, q2 = turn(n1), turn(n2)
+    for a_values, c_values in ((1e-2, 4e-7), (4e-7, 1e-2), (4e-7, 4e-7)):
+        a = (q1 * np.geomspace(1, a_values, n1)) @ q1.T
+        c = (q2 * np.geomspace(1, c_values, n2)) @ q2.T
+        s = np.linalg.svd(root(a, n1) @ w @ root(c, n2), compute_uv=False)
+        x = lr.low_rank(
+            w.astype(np.float32), rank, row_metric=a.astype(np.float32), col_metric=c.astype(np.float32)
+        ).dense()
+        assert abs(cost(w, np.asarray(x, float), a, c) / np.sum(s[rank:] ** 2) - 1) < 1e-5
+
+
+def test_what_people_hold_their_matrices_in():
+    a = scipy.sparse.random(60, 30, density=0.3, random_state=0).tocsr()
+    expected = np.linalg.svd(a.toarray(), compute_uv=False)[:3]
+    single = jsparse.BCOO.fromdense(jnp.asarray(a.toarray()))
+    held = [a, scipy.sparse.csc_array(a), single, jsparse.BCSR.from_bcoo(single)]
+    held += [jsparse.CSR.fromdense(jnp.asarray(a.toarray())), jsparse.CSC.fromdense(jnp.asarray(a.toarray()))]
+    for matrix in (*held, a.toarray().tolist(), a.toarray().astype(">f8")):
+        np.testing.assert_allclose(lr.rsvd(matrix, 3, key=KEY, power_steps=9)[1], expected, rtol=1e-6)
+    w = W.tolist()
+    np.testing.assert_allclose(lr.low_rank(w, 2).dense(), lr.low_rank(W, 2).dense(), atol=1e-13)
+    frame = pytest.importorskip("pandas").DataFrame(W)
+    np.testing.assert_allclose(lr.low_rank(frame, 2).dense(), lr.low_rank(W, 2).dense(), atol=1e-13)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: lr.low_rank(W, 2, weights=W**2), r"row_metric and col_metric .*AlternatingMinimization"),
+        (lambda: lr.low_rank(W.astype(np.float16), 1), "w has dtype float16; expected float32 or float64: cast it"),
+        (lambda: lr.low_rank(jnp.asarray(W, jnp.bfloat16), 1), "w has dtype bfloat16; .*cast it"),
+        (lambda: lr.rsvd(W.astype(np.float16), 1, key=KEY), "a has dtype float16; .*cast it"),
+        (lambda: lr.rsvd(scipy.sparse.eye(4, dtype=int), 1, key=KEY), "a must be real floating point; got dtype int"),
+        (lambda: lr.low_rank(scipy.sparse.eye(4), 1), "w must be a dense array; got the sparse .*toarray"),
+        (lambda: lr.low_rank(None, 1), "w must be an array of numbers"),
         (lambda: lr.low_rank(W, 7), r"rank must be at most 6.*got 7"),
         (lambda: lr.low_rank(W, 0), "rank must be .*got 0"),
         (lambda: lr.low_rank(W[0], 1), r"w must have shape \(n1, n2\).*\(6,\)"),

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from lrjax.linalg.scaling import exponent, shifted
+
 
 def conjugate_gradient(
     matvec: Callable[[jax.Array], jax.Array],
@@ -68,11 +70,14 @@ def _run(matvec, rhs, start, num_steps, tolerance, rowwise, fixed):
         new = dot(r, r)
         return x, r, r + ratio(new, rr) * p, new
 
+    # What is solved for is the correction, in units in which squares of the residual are in range.
     r = rhs - matvec(start)
-    carry = (start, r, r, dot(r, r))
+    unit = exponent(jnp.maximum(jnp.abs(rhs), jnp.abs(r)), axes, keepdims=True)
+    rhs, r = shifted(rhs, -unit), shifted(r, -unit)
+    carry = (jnp.zeros_like(r), r, r, dot(r, r))
     if fixed:
         carry, _ = jax.lax.scan(lambda c, _: (one(c), None), carry, None, length=num_steps)
-        return carry[0], jnp.int32(num_steps)
+        return start + shifted(carry[0], unit), jnp.int32(num_steps)
     goal = jnp.asarray(tolerance, rhs.dtype) ** 2 * dot(rhs, rhs)
 
     def unfinished(loop: tuple) -> jax.Array:
@@ -81,7 +86,7 @@ def _run(matvec, rhs, start, num_steps, tolerance, rowwise, fixed):
 
     start_loop = (carry, jnp.int32(0))
     (x, _, _, _), taken = jax.lax.while_loop(unfinished, lambda loop: (one(loop[0]), loop[1] + 1), start_loop)
-    return x, taken
+    return start + shifted(x, unit), taken
 
 
 def preconditioned_conjugate_gradient(
@@ -109,6 +114,8 @@ def preconditioned_conjugate_gradient(
     """
 
     def solve(matvec: Callable[[jax.Array], jax.Array], b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        unit = exponent(b)
+        b = shifted(b, -unit)
         z = precondition(b)
         rz = jnp.vdot(b, z)
         goal = jnp.asarray(tolerance, b.dtype) ** 2 * rz
@@ -127,6 +134,6 @@ def preconditioned_conjugate_gradient(
             return x, r, z + new / jnp.where(rz > 0, rz, 1) * p, new, i + 1
 
         x, _, _, _, steps = jax.lax.while_loop(unfinished, one, (jnp.zeros_like(b), b, z, rz, jnp.int32(0)))
-        return x, steps
+        return shifted(x, unit), steps
 
     return jax.lax.custom_linear_solve(matvec, rhs, solve, symmetric=True, has_aux=True)

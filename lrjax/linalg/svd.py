@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.factors import matmul
+from lrjax.linalg import guarded
 from lrjax.linalg.krylov import conjugate_gradient
+from lrjax.linalg.scaling import exponent, shifted
 
 
 def truncated_svd(
@@ -35,57 +37,67 @@ def truncated_svd(
         key: random key of the first block.
         dtype: real dtype of the products.
         oversample: columns of the block beyond `rank`.
-        depth: powers of `M M^T` kept beside the first block; more for slowly decaying spectra.
-
+        depth: times `M M^T` is applied to the first block; more for slowly decaying spectra. As many of the last powers
+            as fit into the space are kept side by side; those before are a subspace iteration.
         warm: `(n2, q)` approximate right singular vectors to begin with, `q <= rank + oversample`.
 
     Returns:
-        `u (n1, rank)`, `s (rank,)` in descending order, `v (n2, rank)`.
+        `u (n1, rank)`, `s (rank,)` in descending order, `v (n2, rank)`; NaN where the products are not finite.
 
     Cost `2 depth + 2` block products and a QR of `(depth + 1)(rank + oversample)` columns.
     """
     n1, n2 = shape
     width = min(rank + oversample, n1, n2)
-    depth = max(0, min(depth, min(n1, n2) // width - 1))
+    kept = max(0, min(depth, min(n1, n2) // width - 1))
+    # A block that spans the space already has nothing to gain.
+    before = depth - kept if width < min(n1, n2) else 0
     block = jax.random.normal(key, (n2, width), dtype)
     if warm is not None:
         block = jnp.concatenate([warm, block[:, warm.shape[1] :]], axis=1)
-    block = jnp.linalg.qr(apply(block))[0]
+    block = guarded.qr(apply(block))[0]
 
     def power(block: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        block = jnp.linalg.qr(apply(apply_transpose(block)))[0]
+        back = apply_transpose(block)
+        # In units of their own: the next product would square those of the matrix.
+        block = guarded.qr(apply(shifted(back, -exponent(back))))[0]
         return block, block
 
     # A scan, not a Python loop: the products are compiled once.
-    _, blocks = jax.lax.scan(power, block, None, length=depth)
-    basis = jnp.concatenate([block, jnp.moveaxis(blocks, 0, 1).reshape(n1, depth * width)], axis=1)
-    q = jnp.linalg.qr(basis)[0]
+    block = jax.lax.scan(lambda block, _: (power(block, None)[0], None), block, None, length=before)[0]
+    _, blocks = jax.lax.scan(power, block, None, length=kept)
+    basis = jnp.concatenate([block, jnp.moveaxis(blocks, 0, 1).reshape(n1, kept * width)], axis=1)
+    q = guarded.qr(basis)[0]
     # (Q^T M)^T = M^T Q is tall; its SVD gives that of the projected matrix.
-    v, s, ut = jnp.linalg.svd(apply_transpose(q), full_matrices=False)
-    return matmul(q, ut.T[:, :rank]), s[:rank], v[:, :rank]
+    projected = apply_transpose(q)
+    unit = exponent(projected)
+    v, s, ut = guarded.svd(shifted(projected, -unit))
+    return matmul(q, ut.T[:, :rank]), shifted(s[:rank], unit), v[:, :rank]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 4))
 def attach_derivative(
     products: Callable[[Any], tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]],
     keep: int,
     matrix: Any,
     triples: tuple[jax.Array, jax.Array, jax.Array],
+    turn: bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gives computed singular triples the first derivative of exact ones, without forming or factoring the matrix.
 
     With `M = U S V^T + N`, `N` orthogonal to both subspaces, and a perturbation `dM`: the parts of `dU` and `dV`
     outside the subspaces solve `[S, -N; -N^T, S] [E; F] = [(I - UU^T) dM V; (I - VV^T) dM^T U]`, column by column and
     positive definite as long as `s[keep - 1] > ||N||`, so by conjugate gradients on products; the parts inside are
-    the usual ones from `U^T dM V`, and these need the leading values to differ from each other; where two are exactly
-    equal their rotation is set to zero, so the derivative is finite but wrong. Repeated values in the tail do not
-    matter. First derivatives only.
+    the usual ones from `U^T dM V`, and these divide by differences of the leading values. Where two of those are equal
+    to rounding, single vectors have no derivative; theirs are then such that the product `U diag(s) V^T` has the right
+    one. Repeated values in the tail do not matter. First derivatives only.
 
     Args:
         products: `matrix -> (v -> M @ v, u -> M.T @ u)`; a function of a module, not a closure over traced values.
         keep: leading vectors wanted, at most `q`.
         matrix: pytree of what `M` is made of.
         triples: `u (n1, q)`, `s (q,)`, `v (n2, q)`, constants.
+        turn: whether the vectors turn inside their subspaces. Without, functions of the two subspaces alone have the
+            right derivative, also where values repeat, and others do not.
 
     Returns:
         `u (n1, keep)`, all `s`, `v (n2, keep)`: the values given.
@@ -95,7 +107,7 @@ def attach_derivative(
 
 
 @attach_derivative.defjvp
-def _derivative(products, keep, primals, tangents):
+def _derivative(products, keep, turn, primals, tangents):
     (matrix, (u, s, v)), (matrix_dot, _) = primals, tangents
     apply, apply_transpose = products(matrix)
     mv = jax.jvp(lambda m: products(m)[0](v), (matrix,), (matrix_dot,))[1]
@@ -114,11 +126,20 @@ def _derivative(products, keep, primals, tangents):
     rhs = jnp.concatenate([out_left(mv), out_right(mu)])
     eps = float(jnp.finfo(s.dtype).eps)
     moved = conjugate_gradient(system, rhs, jnp.zeros_like(rhs), num_steps=500, tolerance=4 * eps)
-    core = matmul(u.T, mv)
-    # As a product: a difference of squares, fused, is not zero on the diagonal.
-    gap = (values - values.T) * (values + values.T)
-    inverse = jnp.where(gap != 0, 1 / jnp.where(gap != 0, gap, 1), 0)
-    turn_left = inverse * (core * values + values.T * core.T)
-    turn_right = inverse * (values.T * core + core.T * values)
-    u_dot, v_dot = moved[:n1] + matmul(u, turn_left), moved[n1:] + matmul(v, turn_right)
+    u_dot, v_dot = moved[:n1], moved[n1:]
+    if turn:
+        # In units of the largest value, whose square may be out of range.
+        unit = exponent(s)
+        values, core = shifted(values, -unit), shifted(matmul(u.T, mv), -unit)
+        # As a product: a difference of squares, fused, is not zero on the diagonal.
+        total = values + values.T
+        gap = (values - values.T) * total
+        apart = jnp.abs(values - values.T) > eps**0.75 * total
+        over = lambda a, b, good: jnp.where(good, a, 0) / jnp.where(good, b, 1)
+        # Equal values: half of what the product needs to each side, off the diagonal.
+        alike = ~apart & (total > 0) & ~jnp.eye(keep, dtype=bool)
+        shared = over(core, total, alike)
+        turn_left = over(core * values + values.T * core.T, gap, apart) + shared
+        turn_right = over(values.T * core + core.T * values, gap, apart) + shared.T
+        u_dot, v_dot = u_dot + matmul(u, turn_left), v_dot + matmul(v, turn_right)
     return (u, s, v), (u_dot, s_dot, v_dot)

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from lrjax._checks import check_count, check_finite, check_key, check_range, check_shape
 from lrjax._pytree import pytree, replace
 from lrjax.factors import Factors, matmul
+from lrjax.linalg import guarded
 
 
 @pytree
@@ -165,11 +166,11 @@ class LowRankSketch:
         check_range("cut", cut, low=0, high=0.5)
         dtype = self.core.dtype
         level = self.core.shape[0] * jnp.finfo(dtype).eps if cut is None else cut
-        u, v = jnp.linalg.qr(self.columns)[0], jnp.linalg.qr(self.rows.T)[0]
-        from_left, weights_left, to_left = jnp.linalg.svd(matmul(self.core_left, u), full_matrices=False)
-        from_right, weights_right, to_right = jnp.linalg.svd(matmul(self.core_right.T, v), full_matrices=False)
+        u, v = guarded.qr(self.columns)[0], guarded.qr(self.rows.T)[0]
+        from_left, weights_left, to_left = guarded.svd(matmul(self.core_left, u))
+        from_right, weights_right, to_right = guarded.svd(matmul(self.core_right.T, v))
         inner = matmul(from_left.T, matmul(self.core, from_right))
-        a, s, bt = jnp.linalg.svd(inner, full_matrices=False)
+        a, s, bt = guarded.svd(inner)
         left = _inverse(weights_left, level)[:, None] * a[:, :rank] * s[None, :rank]
         right = _inverse(weights_right, level)[:, None] * bt.T[:, :rank]
         return Factors(matmul(u, matmul(to_left.T, left)), matmul(v, matmul(to_right.T, right)))

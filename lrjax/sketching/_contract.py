@@ -22,6 +22,14 @@ def check_dtype(dtype: Any) -> np.dtype:
     return dtype
 
 
+def single_or_double(name: str, value: Any) -> Any:
+    """`value` itself, if its dtype is one that LAPACK computes in."""
+    if value.dtype in (jnp.float32, jnp.float64):
+        return value
+    seen = jax.dtypes.canonicalize_dtype(value.dtype)
+    raise ValueError(f"{name} has dtype {seen}; expected float32 or float64: cast it first")
+
+
 def as_columns(name: str, value: Any, num_entries: int) -> jax.Array:
     """`value` as `(num_entries, k)`; real or complex."""
     value = jnp.asarray(value)

@@ -21,20 +21,24 @@ def safe_sqrt(value: jax.Array) -> jax.Array:
 
 
 def tall(a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array) -> tuple[jax.Array, Factor]:
-    """`x`, `(d, q)`, and the factor of the normal matrix, for `n >= d`."""
+    """`x`, `(d, q)`, and the factor of the normal matrix, for `n >= d` and a ridge `(d,)`."""
     rows, target = scale_rows(a, b, weights)
-    q, left, sigma, right, inverse = _factorize(rows, ridge)
-    x = mul(right.T, (sigma * inverse * inverse)[:, None] * mul(left.T, mul(q.T, target)))
-    return x, Factor(basis=right, sizes=jnp.hypot(sigma, jnp.sqrt(ridge)), inverse=inverse)
+    q, left, sigma, right = _normal.qr_svd(_normal.with_ridge(rows, ridge))
+    factor = _normal.with_inverse(right, sigma, jnp.sum(rows**2))
+    return mul(right.T, factor.inverse[:, None] * mul(left.T, mul(q[: len(rows)].T, target))), factor
 
 
-def wide(a: jax.Array, b: jax.Array, ridge: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`x = a^T y`, `(d, q)`, for `n < d` and rows already scaled, with `(a a^T + ridge) y = b`; and the condition.
+def wide(a: jax.Array, b: jax.Array, ridge: jax.Array) -> tuple[jax.Array, Factor]:
+    """`x = a^T y`, `(d, q)`, for `n < d` and rows already scaled, with `(a a^T + ridge) y = b`; and the factor of that.
 
     Differentiable by an exact Newton step in `y` from a constant.
     """
+    # Constants to autodiff: all derivatives come from the Newton step, which is zero.
     rows, target, level = jax.lax.stop_gradient((a, b, ridge))
-    q, left, sigma, right, inverse = _factorize(rows.T, level)
+    q, left, sigma, right = _normal.qr_svd(rows.T)
+    size = jnp.hypot(sigma, jnp.sqrt(level))
+    keep = size > _normal.RANK_LEVEL * jnp.finfo(a.dtype).eps * jnp.max(sigma)
+    inverse = jnp.where(keep, 1 / jnp.where(keep, size, 1), 0)
     scores = inverse[:, None] * mul(right, target)
     y = mul(right.T, inverse[:, None] * scores)
     x = mul(q, mul(left, (sigma * inverse)[:, None] * scores))
@@ -49,24 +53,23 @@ def wide(a: jax.Array, b: jax.Array, ridge: jax.Array) -> tuple[jax.Array, jax.A
         symmetric=True,
     )
     exact = primal + mul(a.T, step)
-    factor = Factor(basis=right, sizes=jnp.hypot(sigma, jnp.sqrt(level)), inverse=inverse)
-    return x + exact - jax.lax.stop_gradient(exact), factor.condition()
+    return x + exact - jax.lax.stop_gradient(exact), Factor(
+        basis=right, sizes=size, inverse=inverse, norm=jnp.max(sigma)
+    )
 
 
-def _factorize(matrix: jax.Array, ridge: jax.Array) -> tuple[jax.Array, ...]:
-    """`matrix = q @ left @ diag(sigma) @ right`, and `1 / sqrt(sigma^2 + ridge)` with 0 where that is noise."""
-    q, r = jnp.linalg.qr(matrix)
-    left, sigma, right = jnp.linalg.svd(r)
-    size = jnp.hypot(sigma, jnp.sqrt(ridge))
-    keep = size > _normal.RANK_LEVEL * jnp.finfo(matrix.dtype).eps * jnp.max(sigma)
-    return q, left, sigma, right, jnp.where(keep, 1 / jnp.where(keep, size, 1), 0)
-
-
-def wide_errors(a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array) -> tuple:
+def wide_errors(
+    a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array, full: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Norms of residuals, and backward errors; `full` is whether the rows are independent."""
     norm = safe_sqrt(jnp.sum(_normal.weigh(weights, (b - mul(a, x)) ** 2), axis=0))
+    # Reported, not differentiated.
     rows, target, fit, level = jax.lax.stop_gradient((*scale_rows(a, b, weights), x, ridge))
-    # With a ridge the residual is `ridge y`; what is left of it in the normal equations counts.
-    miss = jnp.where(level > 0, jnp.linalg.norm(_normal.downhill(rows, target, None, level, fit), axis=0), norm)
+    # With a ridge the residual is `ridge y`, and with dependent rows it need not vanish; what is left of it in the
+    # normal equations counts.
+    normal = (level > 0) | ~full
+    ridges = jnp.broadcast_to(level, rows.shape[1:])
+    miss = jnp.where(normal, jnp.linalg.norm(_normal.downhill(rows, target, None, ridges, fit), axis=0), norm)
     size = jnp.linalg.norm(rows) * jnp.linalg.norm(fit, axis=0) + jnp.linalg.norm(target, axis=0)
-    size = jnp.where(level > 0, size * jnp.linalg.norm(rows), size)
+    size = jnp.where(normal, size * jnp.linalg.norm(rows), size)
     return norm, jax.lax.stop_gradient(jnp.where(size > 0, miss / jnp.where(size > 0, size, 1), 0))

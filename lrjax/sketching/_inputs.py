@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count
+from lrjax._checks import _narrowed as narrowed
+from lrjax._checks import check_count, host_array, real_array
 from lrjax._pytree import is_concrete, pytree
 from lrjax.sketching import _direct, _normal
+from lrjax.sketching._contract import single_or_double
 from lrjax.sketching.sketches import GaussianSketch, RademacherSketch
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch
 from lrjax.sketching.transforms import SRDCT, SRHT, BlockSRHT, PooledSketch
@@ -53,27 +55,67 @@ class SparseMatrix:
         return self.matrix.T @ z
 
 
-def check_matrix(a: Any) -> Any:
-    if all(hasattr(a, name) for name in ("apply", "apply_adjoint", "shape", "dtype")):
-        return a
+def sparse_operator(name: str, a: Any) -> Any:
+    """A sparse matrix of SciPy or `jax.experimental.sparse` as an operator; anything else as it is."""
     if type(a).__module__.startswith("jax.experimental.sparse"):
-        a = SparseMatrix(matrix=a)
-        if a.dtype not in (jnp.float32, jnp.float64):
-            raise ValueError(f"a has dtype {a.dtype}; expected float32 or float64")
+        a = _as_bcoo(a)
+    elif hasattr(a, "tocoo"):
+        from jax.experimental import sparse  # slow to load, and seldom needed
+
+        coo = a.tocoo()
+        if len(coo.shape) != 2:
+            raise ValueError(f"{name} has shape {coo.shape}; expected a matrix")
+        entries = np.stack([coo.row, coo.col], axis=1).astype(np.int32)
+        a = sparse.BCOO((real_array(name, coo.data), entries), shape=coo.shape)
+    else:
         return a
+    if len(a.shape) != 2 or a.n_batch or a.n_dense:
+        raise ValueError(
+            f"{name} has shape {a.shape}, {a.n_batch} batch and {a.n_dense} dense axes; expected a matrix without"
+        )
+    single_or_double(name, a.data)
+    _refuse_nonfinite(name, a.data)
+    return SparseMatrix(matrix=a)
+
+
+def _as_bcoo(a: Any) -> Any:
+    from jax.experimental import sparse
+
+    if isinstance(a, sparse.BCOO):
+        return a
+    if isinstance(a, sparse.BCSR):
+        return a.to_bcoo()
+    if isinstance(a, sparse.COO):
+        return sparse.BCOO((a.data, jnp.stack([a.row, a.col], axis=1)), shape=a.shape)
+    if isinstance(a, sparse.CSR):
+        return sparse.BCSR((a.data, a.indices, a.indptr), shape=a.shape).to_bcoo()
+    if isinstance(a, sparse.CSC):
+        return sparse.BCSR((a.data, a.indices, a.indptr), shape=a.shape[::-1]).to_bcoo().T
+    raise ValueError(f"a is a {type(a).__name__}; expected one of the matrices BCOO, BCSR, COO, CSR and CSC")
+
+
+def check_matrix(a: Any) -> Any:
+    a = sparse_operator("a", a)
+    if all(hasattr(a, name) for name in ("apply", "apply_adjoint", "shape", "dtype")):
+        # A data frame has all of these names too, with another meaning of the first.
+        if not hasattr(a, "iloc"):
+            return single_or_double("a", a)
     return check_array("a", a)
 
 
 def check_array(name: str, value: Any) -> jax.Array:
-    value = jnp.asarray(value)
-    if value.dtype not in (jnp.float32, jnp.float64):
-        raise ValueError(f"{name} has dtype {value.dtype}; expected float32 or float64")
+    value = single_or_double(name, host_array(name, value))
+    value = real_array(name, value)
+    _refuse_nonfinite(name, value)
+    return value
+
+
+def _refuse_nonfinite(name: str, value: jax.Array) -> None:
     # Evaluated at once even if a jit around us is tracing and `value` is one of its constants.
     if is_concrete(value):
         with jax.ensure_compile_time_eval():
             if not _all_finite(value):
                 raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
-    return value
 
 
 # The largest modulus shows a NaN or an infinity, in a third of the time of looking at each entry.
@@ -83,6 +125,7 @@ _all_finite = jax.jit(lambda value: jnp.isfinite(jnp.max(jnp.abs(value), initial
 def check_nonnegative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     if name == "weights" and value is None:
         return None
+    value = host_array(name, value)
     if jnp.shape(value) != shape:
         raise ValueError(f"{name} has shape {jnp.shape(value)}; expected {shape}")
     if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
@@ -91,6 +134,8 @@ def check_nonnegative(name: str, value: Any, shape: tuple[int, ...], dtype: Any)
         worst = np.min(np.asarray(value))
         if not (worst >= 0 and np.all(np.isfinite(value))):
             raise ValueError(f"{name} has the least value {worst}; expected finite values of at least 0")
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        value = narrowed(name, value, dtype)
     return jnp.asarray(value, dtype)
 
 

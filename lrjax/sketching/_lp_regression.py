@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import status
-from lrjax._checks import check_count, check_finite, check_key, check_range, check_real
+from lrjax._checks import check_count, check_finite, check_key, check_range, real_array
 from lrjax._pytree import pytree
+from lrjax.linalg.scaling import exponent, power, shifted
+from lrjax.sketching._units import least_norm
 from lrjax.sketching.row_sampling import (
     RowSample,
     _basis,
@@ -139,8 +141,7 @@ def lp_regression(
     """
     check_range("p", p, low=1)
     p = float(p)
-    a, b = _check_matrix("a", a), jnp.asarray(b)
-    check_real("b", b)
+    a, b = _check_matrix("a", a), real_array("b", b)
     if b.shape != a.shape[:1] or a.dtype != b.dtype:
         raise ValueError(f"b is {b.dtype} of shape {b.shape}; expected {a.dtype} of shape {a.shape[:1]}, as a has it")
     check_finite("b", b)
@@ -166,6 +167,7 @@ def _scores_of(a: jax.Array, b: jax.Array, p: float, scores: Any) -> tuple[jax.A
         values = _check_scores("scores", scores)
         if values.shape != b.shape:
             raise ValueError(f"scores have shape {values.shape}; expected {b.shape}")
+        # Constants to autodiff, here and below: the sample does not move with the data.
         return jax.lax.stop_gradient(values.astype(a.dtype)), "given"
     if scores not in _SCORES:
         raise ValueError(f"scores is {scores!r}; expected one of {_SCORES} or an array")
@@ -184,12 +186,17 @@ def _solve(
     a: jax.Array, b: jax.Array, sample: RowSample | None, tolerance: jax.Array, p: float, num_steps: int, name: str
 ) -> LpResult:
     rows, target = (a, b) if sample is None else (sample.apply(a), sample.apply(b))
+    # Constants to autodiff: the derivative is added, by a Newton step.
     fixed = jax.lax.stop_gradient((rows, target))
-    basis, inverse, right = _basis(fixed[0])
-    z, gap, steps, code = _minimise(basis, fixed[1], tolerance, p, num_steps)
-    x = _matmul(right.T, inverse * z)
-    x = x + _newton_derivative(rows, target, x, (basis, inverse, right), p)
-    objective = _norm(b - _matmul(a, x), p)
+    found = _basis(fixed[0])
+    # All in units: those of the columns, and one for the right side.
+    unit, columns = exponent(target), power(-found.columns, a.dtype)[None, :]
+    z, gap, steps, code = _minimise(found.basis, shifted(fixed[1], -unit), tolerance, p, num_steps)
+    x = _matmul(found.right.T, found.inverse * z)
+    x = x + _newton_derivative(rows * columns, shifted(target, -unit), x, found, p)
+    x = least_norm(x[:, None], found.right, found.inverse, found.columns)[:, 0]
+    objective = shifted(_norm(shifted(b, -unit) - _matmul(a * columns, x), p), unit)
+    x = shifted(x, unit - found.columns)
     finite = jnp.isfinite(objective) & jnp.all(jnp.isfinite(x))
     return LpResult(
         x=x,
@@ -204,6 +211,7 @@ def _solve(
 
 def _norm(r: jax.Array, p: float) -> jax.Array:
     """`||r||_p`, with derivative 0 at r = 0."""
+    # A constant to autodiff: it cancels.
     top = jax.lax.stop_gradient(jnp.max(jnp.abs(r)))
     total = jnp.sum(jnp.abs(r / jnp.where(top > 0, top, 1)) ** p)
     return jnp.where(top > 0, top * jnp.where(top > 0, total, 1) ** (1 / p), jnp.sum(r * 0))
@@ -298,7 +306,8 @@ def _newton_derivative(a: jax.Array, b: jax.Array, x: jax.Array, factors: Any, p
     `dx = M^-1 (a^T W dr + da^T W r / (p - 1))` with `M = a^T W a` and `dr = db - da x`; the weights fade out the
     second term as p tends to 1, where d residuals vanish.
     """
-    basis, inverse, right = factors
+    basis, inverse, right, _ = factors
+    # Constants: what is differentiated is one linear step from the solution, which is one itself.
     rows, target = jax.lax.stop_gradient((a, b))
     r = target - _matmul(rows, x)
     weights = _weights(r, p, float(jnp.finfo(b.dtype).eps) if p < 2 else 0.0)

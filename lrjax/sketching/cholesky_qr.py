@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lrjax.linalg import guarded
 from lrjax.sketching import _normal
-from lrjax.sketching._normal import Factor, mul
+from lrjax.sketching._normal import Factor, Scaled, mul
 
 # `B` counts as well conditioned if the condition number of `B^T B` is below this over sqrt(eps): the refinement step
 # squares the error that is left, and brings it to rounding level.
@@ -58,7 +59,7 @@ class Round(NamedTuple):
 
 
 def solve(
-    a: jax.Array,
+    a: Scaled,
     b: jax.Array,
     weights: jax.Array | None,
     ridge: jax.Array,
@@ -96,14 +97,14 @@ def enough(dtype: Any) -> float:
     return ENOUGH * float(jnp.finfo(dtype).eps) ** -0.5
 
 
-def condition_of_sample(a: jax.Array, weights: jax.Array | None, ridge: jax.Array) -> jax.Array:
+def condition_of_sample(a: Scaled, weights: jax.Array | None, ridge: jax.Array) -> jax.Array:
     """Condition number of the normal matrix of evenly spaced rows of `a`."""
     n, d = a.shape
     step = max(1, n // (_SAMPLE_ROWS * d))
-    rows = a[::step]
+    rows = a.matrix[::step] * a.columns[None, :]
     weighted = _normal.weigh(None if weights is None else weights[::step], rows)
-    square = mul(weighted.T, rows) * step + ridge * jnp.eye(d, dtype=a.dtype)
-    values = jnp.linalg.eigvalsh(square)
+    square = mul(weighted.T, rows) * step + jnp.diag(ridge)
+    values = guarded.eigh(square)[0]
     # Zero, all of it or to rounding, counts as well conditioned or not at all, as in `finish`.
     condition = jnp.where(values[0] > 0, values[-1] / jnp.where(values[0] > 0, values[0], 1), jnp.inf)
     return jnp.where(values[-1] > 0, condition, 1)
@@ -112,9 +113,11 @@ def condition_of_sample(a: jax.Array, weights: jax.Array | None, ridge: jax.Arra
 def finish(factor: Factor | None, gram: jax.Array, moment: jax.Array, ridge: jax.Array, rounds: jax.Array) -> Round:
     """A round, from `gram = B^T B` and `moment = B^T sqrt(W) b`; without a factor `B` is `a` itself."""
     one = jnp.ones_like(gram[0])
-    used = Factor(basis=jnp.diag(one), sizes=one, inverse=one) if factor is None else factor
+    used = Factor(basis=jnp.diag(one), sizes=one, inverse=one, norm=one[0]) if factor is None else factor
+    square = jnp.sum(used.sizes**2 * jnp.diagonal(gram))
+    ridged = jnp.sqrt(ridge)[None, :] * used.inverse[:, None] * used.basis
     # Directions that are left out have zero rows: one on the diagonal keeps them out of the condition number.
-    values, vectors = jnp.linalg.eigh(gram + jnp.diag(jnp.where(used.inverse > 0, ridge * used.inverse**2, 1)))
+    values, vectors = guarded.eigh(gram + mul(ridged, ridged.T) + jnp.diag((used.inverse == 0).astype(gram.dtype)))
     top = values[-1]
     condition = jnp.where(values[0] > 0, top / jnp.where(values[0] > 0, values[0], 1), jnp.inf)
     condition = jnp.where(top > 0, condition, 1)
@@ -122,16 +125,16 @@ def finish(factor: Factor | None, gram: jax.Array, moment: jax.Array, ridge: jax
     values = jnp.maximum(values, gram.shape[0] * jnp.finfo(gram.dtype).eps * top)
     values = jnp.where(top > 0, values, 1)
     if factor is None:
-        better = _normal.with_inverse(vectors.T, jnp.where(top > 0, jnp.sqrt(values), 0))
+        better = _normal.with_inverse(vectors.T, jnp.where(top > 0, jnp.sqrt(values), 0), square)
     else:
         sizes = jnp.where(used.inverse > 0, used.sizes, 0)
         product = lambda: jnp.sqrt(values)[:, None] * mul(vectors.T, sizes[:, None] * used.basis)
-        better = jax.lax.cond(condition > CLOSE, lambda: _normal.factor_of(product()), lambda: factor)
+        better = jax.lax.cond(condition > CLOSE, lambda: _normal.factor_of(product(), square), lambda: factor)
     new = Round(used, vectors, values, better, moment, condition, rounds + 1)
     return new._replace(x=used.root(mul(vectors, mul(vectors.T, moment) / values[:, None])))
 
 
-def gram(a: jax.Array, b: jax.Array, weights: jax.Array | None, factor: Factor | None) -> tuple[jax.Array, jax.Array]:
+def gram(a: Scaled, b: jax.Array, weights: jax.Array | None, factor: Factor | None) -> tuple[jax.Array, jax.Array]:
     """`B^T B` and `B^T sqrt(W) b`, over blocks of rows that stay in cache."""
     n, d = a.shape
     lying = factor is None and d <= _NARROW
@@ -155,9 +158,11 @@ def gram(a: jax.Array, b: jax.Array, weights: jax.Array | None, factor: Factor |
 
     def step(total: tuple[jax.Array, jax.Array], index: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         cut = lambda value: jax.lax.dynamic_slice_in_dim(value, index * size, size)
-        more = products(cut(a), cut(b), None if weights is None else cut(weights))
+        more = products(scaled(cut(a.matrix)), cut(b), None if weights is None else cut(weights))
         return (total[0] + more[0], total[1] + more[1]), None
 
+    # Blocks are copied in any case; the units of the columns come with that.
+    scaled = lambda rows: rows * a.columns[None, :]
     begin = last * size
-    total = products(a[begin:], b[begin:], None if weights is None else weights[begin:])
+    total = products(scaled(a.matrix[begin:]), b[begin:], None if weights is None else weights[begin:])
     return jax.lax.scan(step, total, jnp.arange(last, dtype=jnp.int32))[0]

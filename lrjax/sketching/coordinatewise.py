@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_range
-from lrjax.sketching import _direct
+from lrjax._checks import check_count, check_range, real_array
+from lrjax.linalg.scaling import exponent, shifted
+from lrjax.sketching import _direct, _inputs, _normal
 from lrjax.sketching.least_squares import LstsqResult, lstsq
 
 
@@ -51,6 +52,7 @@ def coordinatewise_lstsq(
     dense = ("pooled", "srht", "gaussian", "rademacher")
     if sketch not in dense:
         raise ValueError(f"sketch is {sketch!r}; expected one of {dense}: sparse sketches have no such guarantee")
+    a = _inputs.check_matrix(a)
     rows = coordinatewise_sketch_size(a.shape[1], epsilon, delta)
     if sketch == "pooled":
         rows = 1 << (rows - 1).bit_length()
@@ -74,9 +76,14 @@ def coordinatewise_ratio(a: jax.Array, b: jax.Array, x: jax.Array, exact: jax.Ar
     Returns:
         The ratio, a scalar or `(q,)`; infinite where the exact residual is zero and `x` is not exact.
     """
+    a, b, x = real_array("a", a), real_array("b", b), real_array("x", x)
     columns = b.reshape(b.shape[0], -1)
-    best, factor = _direct.tall(a, columns, None, jnp.zeros((), a.dtype))
-    best = best if exact is None else exact.reshape(best.shape)
-    miss = jnp.max(jnp.abs(x.reshape(best.shape) - best), axis=0)
-    residual = jnp.linalg.norm(columns - a @ best, axis=0)
+    # One unit for all of `a` and one for each column of `b`: the ratio has none.
+    unit, right = exponent(a), exponent(columns, 0)[None, :]
+    a, columns = shifted(a, -unit), shifted(columns, -right)
+    into = lambda x: shifted(x.reshape(a.shape[1], -1), unit - right)
+    best, factor = _direct.tall(a, columns, None, jnp.zeros_like(a[0]))
+    best = best if exact is None else into(real_array("exact", exact))
+    miss = jnp.max(jnp.abs(into(x) - best), axis=0)
+    residual = jnp.linalg.norm(columns - _normal.mul(a, best), axis=0)
     return (math.sqrt(a.shape[1]) * miss / (residual * jnp.max(factor.inverse))).reshape(b.shape[1:])

@@ -19,7 +19,8 @@ _ROUNDING = 0.04
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(x * x, axis=0))
+    """Of each column, `(1, q)`."""
+    return jnp.sqrt(jnp.sum(x * x, axis=0, keepdims=True))
 
 
 def _over(x: jax.Array, size: jax.Array) -> jax.Array:
@@ -38,10 +39,11 @@ def lsqr(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """LSQR (Paige and Saunders 1982) on `a T`, from `x`: the solution, whether it converged, and the steps taken.
 
-    A column has converged once a step changes its fitted values by less than `tolerance ||b||`.
+    A column has converged once a step changes its fitted values, the ridge's rows among them, by less than `tolerance`
+    of their norm, or of `||b||` in so far as `a` and not the ridge makes them.
     """
     root_weights = None if weights is None else jnp.sqrt(weights)
-    damp = jnp.sqrt(ridge)
+    damp = jnp.sqrt(ridge)[:, None]
 
     def apply(y: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = factor.root(y)
@@ -58,11 +60,16 @@ def lsqr(
     v = apply_adjoint(u)
     alpha = _norm(v)
     v = _over(v, alpha)
-    size_b = _norm(_normal.weigh(root_weights, b))
+    top = jnp.max(factor.sizes)
+    least = _norm(_normal.weigh(root_weights, b)) * _over(factor.norm, top)
+    begun = factor.sizes[:, None] * _normal.mul(factor.basis, x)
+
+    def met(y: jax.Array, change: jax.Array) -> jax.Array:
+        return jnp.all(change <= tolerance * jnp.maximum(least, _norm(begun + y)))
 
     def unfinished(carry: tuple) -> jax.Array:
-        *_, change, step = carry
-        return (step < max_steps) & jnp.any(change > tolerance * size_b)
+        y, *_, change, step = carry
+        return (step < max_steps) & ~met(y, change)
 
     def one(carry: tuple) -> tuple:
         y, u, v, w, alpha, phi, rho, _, step = carry
@@ -78,9 +85,9 @@ def lsqr(
         moved = jnp.abs(change) * _norm(w)
         return y, u, v, v - _over(sine * alpha, size) * w, alpha, sine * phi, -cosine * alpha, moved, step + 1
 
-    start = (jnp.zeros_like(x), u, v, v, alpha, beta, alpha, jnp.full_like(size_b, jnp.inf), jnp.int32(0))
+    start = (jnp.zeros_like(x), u, v, v, alpha, beta, alpha, jnp.full_like(least, jnp.inf), jnp.int32(0))
     y, *_, change, steps = jax.lax.while_loop(unfinished, one, start)
-    return x + factor.root(y), jnp.all(change <= tolerance * size_b), steps
+    return x + factor.root(y), met(y, change), steps
 
 
 def iterative_sketching(
@@ -97,12 +104,14 @@ def iterative_sketching(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`x += alpha H^-1 a^T (b - a x) + beta (x - x_old)`, with `beta = d / m`, `alpha = (1 - d / m)^2`.
 
-    Epperly (2023, arXiv 2311.04362): forward stable with this start. Stops when the residual changes by less than
-    rounding, `tolerance (||a|| ||x|| + 0.04 condition ||r||)`.
+    Epperly (2023, arXiv 2311.04362): forward stable with this start. Stops when the residual, the ridge's rows among
+    it, changes by less than rounding, `tolerance (||[a; sqrt(ridge)]|| ||x|| + 0.04 condition ||r||)`; the condition is
+    `||a||` over the smallest singular value with the ridge, for the ridge carries no rounding of `a`.
     """
     momentum = a.shape[1] / sketch_size
     step_size = (1 - momentum) ** 2
-    top = jnp.max(factor.sizes)
+    top, damp = jnp.max(factor.sizes), jnp.sqrt(ridge)[:, None]
+    condition = factor.condition() * _over(factor.norm, top)
     root_weights = None if weights is None else jnp.sqrt(weights)
 
     def unfinished(carry: tuple) -> jax.Array:
@@ -111,11 +120,13 @@ def iterative_sketching(
 
     def one(carry: tuple) -> tuple:
         x, old, r, _, step = carry
-        down = _normal.adjoint(a, _normal.weigh(root_weights, r)) - ridge * x
+        down = _normal.adjoint(a, _normal.weigh(root_weights, r)) - ridge[:, None] * x
         new = x + step_size * factor.solve(down) + momentum * (x - old)
         fresh = _normal.weigh(root_weights, b - _normal.forward(a, new))
-        level = tolerance * (top * _norm(new) + _ROUNDING * factor.condition() * _norm(fresh))
-        return new, x, fresh, jnp.all(_norm(fresh - r) <= level), step + 1
+        size = jnp.hypot(_norm(fresh), _norm(damp * new))
+        level = tolerance * (top * _norm(new) + _ROUNDING * condition * size)
+        change = jnp.hypot(_norm(fresh - r), _norm(damp * (new - x)))
+        return new, x, fresh, jnp.all(change <= level), step + 1
 
     r = _normal.weigh(root_weights, b - _normal.forward(a, x))
     start = (x, x, r, jnp.zeros_like(r[0, 0], bool), jnp.int32(0))

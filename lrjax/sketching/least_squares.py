@@ -10,8 +10,9 @@ import numpy as np
 from lrjax import status
 from lrjax._checks import check_count, check_key
 from lrjax._pytree import pytree, tree_isfinite
-from lrjax.sketching import _direct, _inputs, _normal, cholesky_qr, iterative
-from lrjax.sketching._normal import Factor
+from lrjax.linalg.scaling import power
+from lrjax.sketching import _direct, _inputs, _normal, _units, cholesky_qr, iterative
+from lrjax.sketching._normal import Factor, Scaled
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch
 
 # The options that mean something to each method. Any other that is set is refused.
@@ -45,8 +46,9 @@ class LstsqResult:
         x: the solution, `(d,)` or `(d, q)` like `b`.
         residual_norm: `||sqrt(w) (b - a x)||_2` on all the rows, without the ridge term; a scalar, or `(q,)`.
         backward_error: estimate of the smallest relative perturbation `||E|| / ||a||` for which `x` solves the problem
-            with `a + E` exactly; near machine epsilon for a backward stable answer, of order one for a sketched one.
-            A scalar, or `(q,)`. Wide problems: `||b - a x - ridge y||` relative to `||a|| ||x|| + ||b||`.
+            with `a + E`, and the same ridge, exactly; near machine epsilon for a backward stable answer, of order one
+            for a sketched one. A scalar, or `(q,)`. Wide problems: `||b - a x||` relative to `||a|| ||x|| + ||b||`;
+            with a ridge or dependent rows the gradient, relative to `||a||` times that.
         condition: estimate of the condition number of `a` (with weights and ridge) over the directions kept.
         rank: int32, directions kept: the others have singular values below 30 epsilons of the largest.
         status: int32 code of `lrjax.status`; one per problem under `vmap`.
@@ -140,6 +142,10 @@ def lstsq(
 
     On a CPU set OPENBLAS_NUM_THREADS=1: LAPACK's threads spin against XLA's, some 50 ms a call.
 
+    Columns whose sizes differ by a factor above a thousand are solved in units of their own, powers of two: time stamps
+    in milliseconds beside ones do not hide the ones. The condition number, the rank and the backward error are then
+    those of the columns in these units. Multiplying `a`, `b` or `weights` by a constant changes no relative result.
+
     Directions whose singular value is below 30 epsilons of the largest are left out, and the answer is the one
     of least norm. With `n < d` the answer of least norm interpolates ("direct" only).
 
@@ -150,7 +156,8 @@ def lstsq(
 
     Args:
         a: `(n, d)`, float32 or float64; or an operator with `shape`, `dtype`, `apply` (`(d, q)` to `(n, q)`) and
-            `apply_adjoint`, a pytree; or a `jax.experimental.sparse` matrix (BCOO).
+            `apply_adjoint`, a pytree; or a sparse matrix of SciPy or `jax.experimental.sparse`. Lists and data frames
+            of floating-point numbers are arrays too, here and below.
         b: `(n,)` or `(n, q)`, of the same dtype.
         key: one random key. "direct" and "normal_equations" do not use it.
         method: one of the above.
@@ -274,35 +281,55 @@ def _solve(
     max_steps: int | None,
 ) -> LstsqResult:
     columns = b.reshape(b.shape[0], -1)
+    if weights is not None:
+        even = _units.weight_exponent(weights)
+        weights = weights * power(-even, weights.dtype)
+    else:
+        even = jnp.int32(0)
     if a.shape[0] < a.shape[1]:
-        x, condition = _direct.wide(*_direct.scale_rows(a, columns, weights), ridge)
-        norm, error = _direct.wide_errors(a, columns, weights, ridge, x)
-        worked, steps, sketched, rank = jnp.ones((), bool), jnp.int32(0), jnp.zeros((), bool), jnp.int32(a.shape[0])
+        units = _units.choose_wide(a, columns, weights, even, ridge)
+        right, level = units.right_side(columns), units.ridge(ridge)[0]
+        dense = units.matrix(a).dense()
+        x, factor = _direct.wide(*_direct.scale_rows(dense, right, weights), level)
+        rank = jnp.sum(factor.inverse > 0, dtype=jnp.int32)
+        norm, error = _direct.wide_errors(dense, right, weights, level, x, rank == a.shape[0])
+        worked, steps, sketched = jnp.ones((), bool), jnp.int32(0), jnp.zeros((), bool)
     else:
         draw = lambda: _inputs.draw(sketch, made, sketch_size, a.shape[0])
         if automatic and sketch == "sparse_sign" and sketch_size is not None:
             draw = lambda: _cheap_sketch(made, sketch_size, *a.shape)
+        # The sketch of an operator shows what its columns are like; an array can be looked at.
+        dense, short = isinstance(a, jax.Array), None
+        if not dense:
+            short = _inputs.sketched(draw(), a, weights)
+        tops = _units.column_tops(a, weights) if short is None else _units.column_tops(short, None)
+        units = _units.choose(tops, columns, even, ridge)
+        scaled, right, level = units.matrix(a), units.right_side(columns), units.ridge(ridge)
         # Constants to autodiff: the derivative is attached below.
-        fixed = jax.lax.stop_gradient((a, columns, weights, ridge))
+        fixed = jax.lax.stop_gradient((scaled, right, weights, level))
         if method == "sketch_and_solve":
-            x, factor = _sketch_and_solve(a, columns, weights, ridge, draw())
+            x, factor = _sketch_and_solve(scaled, right, weights, level, draw())
             worked, steps, sketched = jnp.ones((), bool), jnp.int32(0), jnp.ones((), bool)
         else:
             x, factor, worked, steps, sketched = _tall(
                 fixed, draw, tolerance, method, automatic, sketch_size, max_steps
             )
-            x = _normal.at_minimum(a, columns, weights, ridge, x, factor)
-        norm, error = _errors(a, columns, weights, ridge, x, jax.lax.stop_gradient(factor))
-        condition, rank = factor.condition(), jnp.sum(factor.inverse > 0, dtype=jnp.int32)
+            x = _normal.at_minimum(scaled, right, weights, level, x, factor)
+        # A constant to autodiff: it measures and preconditions.
+        factor = jax.lax.stop_gradient(factor)
+        x = _units.least_norm(x, factor.basis, factor.inverse, units.columns)
+        norm, error = _errors(scaled, right, weights, level, x, factor)
+        rank = jnp.sum(factor.inverse > 0, dtype=jnp.int32)
         if method in ("cholesky_qr", "fossils"):  # a sketch that hides a direction of `a` would otherwise pass
             worked = worked & jnp.all(error < float(jnp.finfo(b.dtype).eps) ** 0.5)
+    x, norm = units.solution(x), units.norm(norm)
     code = jnp.where(worked, status.CONVERGED, status.RUNNING if method in _ITERATIVE else status.STALLED)
     code = jnp.where(tree_isfinite((x, norm)), code, status.NONFINITE).astype(jnp.int32)
     return LstsqResult(
         x=x.reshape(a.shape[1:] + b.shape[1:]),
         residual_norm=norm.reshape(b.shape[1:]),
         backward_error=error.reshape(b.shape[1:]),
-        condition=condition,
+        condition=factor.condition(),
         rank=rank,
         status=code,
         num_steps=steps + 0 * code,
@@ -324,8 +351,9 @@ def _tall(
     a, b, weights, ridge = fixed
     yes, no = jnp.ones((), bool), jnp.zeros((), bool)
     if method == "direct":
-        return *_direct.tall(a, b, weights, ridge), yes, jnp.int32(0), no
-    factor_of_sketch = lambda: _normal.sketched_factor(_inputs.sketched(draw(), a, weights), ridge)
+        return *_direct.tall(a.dense(), b, weights, ridge), yes, jnp.int32(0), no
+    short = lambda: _inputs.sketched(draw(), a.matrix, weights) * a.columns[None, :]
+    factor_of_sketch = lambda: _normal.sketched_factor(short(), ridge)
     if method == "normal_equations":
         return cholesky_qr.solve(a, b, weights, ridge, None, max_rounds=1)
     if method == "cholesky_qr":
@@ -337,18 +365,22 @@ def _tall(
 
 
 def _sketch_and_solve(
-    a: Any, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, sketch: Any
+    a: Scaled, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, sketch: Any
 ) -> tuple[jax.Array, Factor]:
     # One sketch for both, applied to each: `[a, b]` would be a copy.
-    short = _inputs.sketched(sketch, a, weights)
+    short = _inputs.sketched(sketch, a.matrix, weights) * a.columns[None, :]
     target = sketch.apply(b if weights is None else _direct.safe_sqrt(weights)[:, None] * b)
+    # Constants to autodiff: the derivative is attached.
     x, factor = _direct.tall(*jax.lax.stop_gradient((short, target, None, ridge)))
     return _normal.at_minimum(short, target, None, ridge, x, factor), factor
 
 
-def _errors(a: Any, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array, factor: Factor) -> tuple:
+def _errors(
+    a: Scaled, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array, factor: Factor
+) -> tuple:
     """Residual norms, differentiable, and backward errors, not."""
     squares = (b - _normal.forward(a, x)) ** 2
     norm = _direct.safe_sqrt(jnp.sum(_normal.weigh(weights, squares), axis=0))
+    # Reported, not differentiated.
     error = _normal.backward_error(*jax.lax.stop_gradient((a, b, weights, ridge, x, factor)))[1]
     return norm, error

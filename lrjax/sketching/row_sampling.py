@@ -6,16 +6,18 @@ they are, from the cheapest to the dearest: `leverage_scores` (right for p = 2),
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_finite, check_key, check_range, check_real, host_value
+from lrjax._checks import check_count, check_finite, check_key, check_range, host_value, real_array
 from lrjax._pytree import pytree
+from lrjax.linalg import guarded
 from lrjax.linalg.rows import solve_rows
-from lrjax.sketching._contract import as_columns
+from lrjax.linalg.scaling import column_exponents, power
+from lrjax.sketching._contract import as_columns, single_or_double
 from lrjax.sketching.sparse import SparseSignSketch
 
 _SENSITIVITY_ROWS = 4000
@@ -128,8 +130,7 @@ class RowSample:
 
 
 def _check_scores(name: str, scores: Any) -> jax.Array:
-    scores = jnp.asarray(scores)
-    check_real(name, scores)
+    scores = real_array(name, scores)
     if scores.ndim != 1 or scores.size == 0:
         raise ValueError(f"{name} has shape {scores.shape}; expected (n,) with n at least 1")
     check_range(name, scores, low=0)
@@ -203,25 +204,41 @@ def _inclusion(scores: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _check_matrix(name: str, a: Any) -> jax.Array:
-    a = jnp.asarray(a)
-    check_real(name, a)
+    a = single_or_double(name, real_array(name, a))
     if a.ndim != 2 or 0 in a.shape:
         raise ValueError(f"{name} has shape {a.shape}; expected (n, d), and no size zero")
     check_finite(name, a)
     return a
 
 
-def _basis(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`(basis, inverse, right)`: `basis = a @ right.T * inverse` is orthonormal, with zeros for directions `a` lacks.
+class Basis(NamedTuple):
+    """`basis = a diag(columns) right.T diag(inverse)`, orthonormal, with zeros for directions `a` lacks.
 
-    `x = right.T @ (inverse * z)` is then the least `x` with `a x = basis z`.
+    Columns far apart in size come in units of their own, powers of two, lest the small ones count as rounding.
     """
-    q, r = jnp.linalg.qr(a)
-    left, sigma, right = jnp.linalg.svd(r, full_matrices=False)
+
+    basis: jax.Array
+    inverse: jax.Array
+    right: jax.Array
+    columns: jax.Array
+
+    def solution(self, z: jax.Array) -> jax.Array:
+        """An `x` with `a x = basis z`, up to the units of the columns: the least one if they have all the same."""
+        return _matmul(self.right.T, self.inverse * z)
+
+
+def _basis(a: jax.Array) -> Basis:
+    tops = jnp.max(jnp.abs(a), axis=0)
+    # Of a wide matrix the least solution depends on the units of its columns, and the others do without.
+    exponents = column_exponents(tops if a.shape[0] >= a.shape[1] else jnp.broadcast_to(jnp.max(tops), tops.shape))
+    columns = power(-exponents, a.dtype)
+    a = a * columns[None, :]
+    q, r = guarded.qr(a)
+    left, sigma, right = guarded.svd(r)
     keep = sigma > max(a.shape) * jnp.finfo(a.dtype).eps * sigma[0]
     # Rows of zeros stay so: rounding in them would count as data where scores are compared with each other.
     basis = jnp.where(keep[None] & jnp.any(a != 0, axis=1)[:, None], _matmul(q, left), 0)
-    return basis, jnp.where(keep, 1 / jnp.where(keep, sigma, 1), 0), right
+    return Basis(basis, jnp.where(keep, 1 / jnp.where(keep, sigma, 1), 0), right, exponents)
 
 
 def leverage_scores(a: jax.Array, *, key: jax.Array | None = None, sketch_size: int | None = None) -> jax.Array:
@@ -253,12 +270,13 @@ def leverage_scores(a: jax.Array, *, key: jax.Array | None = None, sketch_size: 
     if key is None:
         if sketch_size is not None:
             raise ValueError(f"sketch_size is {sketch_size!r}; expected None, for without a key nothing is sketched")
-        return jnp.sum(_basis(a)[0] ** 2, axis=1)
+        return jnp.sum(_basis(a).basis ** 2, axis=1)
     check_key(key)
     size = check_count("sketch_size", _ROWS_PER_COLUMN * a.shape[1] if sketch_size is None else sketch_size, a.shape[1])
     sketch = SparseSignSketch.create(key, size, a.shape[0], num_nonzeros=min(8, size))
-    _, inverse, right = _basis(sketch.apply(a))
-    return jnp.sum(_matmul(a, right.T * inverse[None]) ** 2, axis=1)
+    found = _basis(sketch.apply(a))
+    turned = found.right.T * found.inverse[None]
+    return jnp.sum(_matmul(a * power(-found.columns, a.dtype)[None, :], turned) ** 2, axis=1)
 
 
 def root_leverage_scores(a: jax.Array, p: float, *, key: jax.Array | None = None) -> jax.Array:
@@ -319,14 +337,14 @@ def lewis_weights(a: jax.Array, p: float, *, num_steps: int = 30) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _lewis(a: jax.Array, p: jax.Array, num_steps: int) -> jax.Array:
-    basis, inverse, _ = _basis(a)
+    basis, inverse, *_ = _basis(a)
     # Ones for the directions that `a` lacks keep the triangular factor regular.
     fill = jnp.diag((inverse == 0).astype(a.dtype))
     empty = jnp.sum(basis**2, axis=1) == 0
 
     def step(log_w: jax.Array, _: Any) -> tuple[jax.Array, None]:
         rows = jnp.exp((1 / 2 - 1 / p) * log_w)[:, None] * basis
-        r = jnp.linalg.qr(jnp.concatenate([rows, fill]), mode="r")
+        r = guarded.qr_r(jnp.concatenate([rows, fill]))
         tau = jnp.sum(jax.scipy.linalg.solve_triangular(r.T, rows.T, lower=True) ** 2, axis=0)
         # a_i^T (A^T W^(1-2/p) A)^-1 a_i = tau_i w_i^(2/p-1)
         return p / 2 * (jnp.log(jnp.where(empty, 1, tau)) - (1 - 2 / p) * log_w), None
@@ -369,7 +387,7 @@ def lp_sensitivities(a: jax.Array, p: float, *, num_steps: int = 50) -> jax.Arra
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _sensitivities(a: jax.Array, p: float, num_steps: int) -> jax.Array:
-    basis, _, _ = _basis(a)
+    basis = _basis(a).basis
     num_rows, k = basis.shape
     squares = (basis[:, :, None] * basis[:, None, :]).reshape(num_rows, k * k)
     unit = float(jnp.finfo(a.dtype).eps)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from lrjax import status
 from lrjax._checks import check_choice, check_count, check_key, check_range
-from lrjax.sketching import _direct, _inputs, _normal, cholesky_qr
+from lrjax.sketching import _direct, _inputs, _normal, _units, cholesky_qr
 from lrjax.sketching._normal import Factor
 from lrjax.sketching.least_squares import LstsqResult
 from lrjax.sketching.sparse import SparseSignSketch
 
+_BLOCK_ENTRIES = 2**22
 METHODS = ("cholesky_qr", "sketch_and_solve")
 
 
@@ -23,6 +24,7 @@ def lstsq_blocks(
     method: str = "cholesky_qr",
     sketch_size: int | None = None,
     ridge: float = 0.0,
+    block_rows: int | None = None,
 ) -> LstsqResult:
     """Minimises `||b - a x||^2 + ridge ||x||^2` over rows that come in blocks, one block in memory at a time.
 
@@ -34,12 +36,14 @@ def lstsq_blocks(
     them alike. Runs on the host; not for use inside `jit`. Weights go into the rows: multiply both by `sqrt(w)`.
 
     Args:
-        blocks: yields pairs `a` `(n_i, d)`, `b` `(n_i,)` or `(n_i, q)`, float32 or float64, NumPy or JAX; a function
-            that returns such an iterator afresh, or for one pass the iterator itself.
+        blocks: one pair `a` `(n, d)`, `b` `(n,)` or `(n, q)` of NumPy arrays, float32 or float64, such as
+            memory-mapped files: read in blocks of rows. Or what yields such pairs: a list of them, a function that
+            returns an iterator of them afresh, or for one pass the iterator itself.
         key: one random key.
         method: as above.
         sketch_size: rows of the sketch, at least `d`; `12 d` and at least 1024 if left out.
         ridge: nonnegative.
+        block_rows: rows read at a time from one pair of arrays; what 2^22 numbers make if left out. Not for blocks.
 
     Returns:
         An `LstsqResult`. After one pass `residual_norm` and `backward_error` are not known: NaN. After three,
@@ -61,14 +65,26 @@ def lstsq_blocks(
         >>> result = lr.sketching.lstsq_blocks(blocks, jax.random.key(0))
         >>> [round(float(value), 3) for value in result.x]
         [1.0, 2.0, 3.0]
+
+        Two arrays, here of NumPy and as well those that `np.load(file, mmap_mode="r")` returns:
+
+        >>> a, b = (np.concatenate(part) for part in zip(*blocks()))
+        >>> result = lr.sketching.lstsq_blocks((a, b), jax.random.key(0))
+        >>> [round(float(value), 3) for value in result.x]
+        [1.0, 2.0, 3.0]
     """
     check_key(key)
     check_choice("method", method, METHODS)
     check_range("ridge", ridge, low=0)
-    if method == "cholesky_qr" and not callable(blocks):
+    if _is_pair(blocks):
+        blocks = _rows_of(*blocks, block_rows)
+    elif block_rows is not None:
+        raise ValueError(f"block_rows is {block_rows!r}; expected None, for the blocks have sizes of their own")
+    if method == "cholesky_qr" and not callable(blocks) and isinstance(blocks, Iterator):
         raise ValueError(
-            "blocks is an iterator; expected a function that returns one afresh, for cholesky_qr reads the rows three "
-            "times. One pass is enough for sketch_and_solve"
+            "blocks is an iterator (a generator, say), which can be read once; cholesky_qr reads the rows three times. "
+            "Give the function that makes it (f, not f()), a list of the pairs, or two arrays as a pair (a, b); or use "
+            "method='sketch_and_solve', for which one pass is enough"
         )
     short = target = None
     vector = False
@@ -81,8 +97,11 @@ def lstsq_blocks(
         short, target = _add_sketch(short, target, a, b, jax.random.fold_in(key, index))
     if short is None or target is None:
         raise ValueError("blocks yielded nothing; expected at least one pair (a, b)")
+    # The sketch shows of what size the columns are.
     level = jnp.asarray(ridge, short.dtype)
-    x, factor = _direct.tall(short, target, None, level)
+    units = _units.choose(_units.column_tops(short, None), target, jnp.int32(0), level)
+    level = units.ridge(level)
+    x, factor = _direct.tall(units.matrix(short).dense(), units.right_side(target), None, level)
     norm = error = jnp.full(x.shape[1], jnp.nan, x.dtype)
     worked, rounds = jnp.ones((), bool), 0
     if method == "cholesky_qr":
@@ -90,19 +109,20 @@ def lstsq_blocks(
         while rounds < cholesky_qr.MAX_ROUNDS and not worked:
             total = None
             for a, b, _ in _each(blocks):
-                products = _products(a, b, factor)
+                products = _products(a, b, factor, units)
                 total = products if total is None else jax.tree.map(jnp.add, total, products)
             last = cholesky_qr.finish(factor, *total, level, jnp.int32(rounds))
             factor, x, worked, rounds = last.better, last.x, bool(last.condition <= enough), rounds + 1
         assert last is not None
-        down, square = -level * x, jnp.zeros(x.shape[1], x.dtype)
+        down, square = -level[:, None] * x, jnp.zeros(x.shape[1], x.dtype)
         for a, b, _ in _each(blocks):
-            more, part = _residual(a, b, x)
+            more, part = _residual(a, b, x, units)
             down, square = down + more, square + part
         norm = jnp.sqrt(square)
         error = _normal.estimate(square, down, x, level, factor)
         x = x + last.solve(down)
         worked = jnp.asarray(worked)
+    x, norm = units.solution(_units.least_norm(x, factor.basis, factor.inverse, units.columns)), units.norm(norm)
     code = jnp.where(worked, status.CONVERGED, status.STALLED)
     code = jnp.where(jnp.all(jnp.isfinite(x)), code, status.NONFINITE).astype(jnp.int32)
     cut = (lambda value: value[..., 0]) if vector else (lambda value: value)
@@ -134,6 +154,26 @@ def _each(blocks: Any) -> Iterator[tuple[jax.Array, jax.Array, bool]]:
         yield a, b.reshape(b.shape[0], -1), b.ndim == 1
 
 
+def _is_pair(blocks: Any) -> bool:
+    """Whether this is one pair of arrays, and not two blocks."""
+    return isinstance(blocks, tuple) and len(blocks) == 2 and all(hasattr(part, "shape") for part in blocks)
+
+
+def _rows_of(a: Any, b: Any, block_rows: int | None) -> Callable[[], Iterator[tuple[Any, Any]]]:
+    """Blocks of the rows of two arrays, of which only a block is ever read."""
+    if len(a.shape) != 2 or len(b.shape) not in (1, 2) or a.shape[0] != b.shape[0] or 0 in (*a.shape, *b.shape):
+        raise ValueError(
+            f"a has shape {a.shape} and b has shape {b.shape}; expected (n, d) with (n,) or (n, q), and no size zero"
+        )
+    rows = max(1, _BLOCK_ENTRIES // a.shape[1]) if block_rows is None else check_count("block_rows", block_rows)
+
+    def blocks() -> Iterator[tuple[Any, Any]]:
+        for begin in range(0, a.shape[0], rows):
+            yield a[begin : begin + rows], b[begin : begin + rows]
+
+    return blocks
+
+
 def _iterable(blocks: Any) -> Any:
     return blocks() if callable(blocks) else blocks
 
@@ -145,11 +185,12 @@ def _add_sketch(short: jax.Array, target: jax.Array, a: jax.Array, b: jax.Array,
 
 
 @jax.jit
-def _products(a: jax.Array, b: jax.Array, factor: Factor) -> tuple[jax.Array, jax.Array]:
-    return cholesky_qr.gram(a, b, None, factor)
+def _products(a: jax.Array, b: jax.Array, factor: Factor, units: _units.Units) -> tuple[jax.Array, jax.Array]:
+    return cholesky_qr.gram(units.matrix(a), units.right_side(b), None, factor)
 
 
 @jax.jit
-def _residual(a: jax.Array, b: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    residual = b - _normal.mul(a, x)
-    return _normal.adjoint(a, residual), jnp.sum(residual**2, axis=0)
+def _residual(a: jax.Array, b: jax.Array, x: jax.Array, units: _units.Units) -> tuple[jax.Array, jax.Array]:
+    scaled = units.matrix(a)
+    residual = units.right_side(b) - _normal.forward(scaled, x)
+    return _normal.adjoint(scaled, residual), jnp.sum(residual**2, axis=0)
