@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 import lrjax as lr
-from lrjax import _tables
+from lrjax import _results, _tables
 
 SEED = 0
 
@@ -77,7 +77,7 @@ def complete_file(given: argparse.Namespace) -> int:
     rows, cols = table.rows, table.cols
     if given.predict:
         rows, cols = _pairs(given.predict, table)
-    paths = _tables.write_result(
+    paths = _results.write_result(
         given.out,
         left=done.factors.left,
         right=done.factors.right,
