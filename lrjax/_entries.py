@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+
+from lrjax._checks import host_array, real_array
 
 # Up to here a table may be as empty as it likes: a factor column of 2^24 rows is 64 MB.
 ROWS_ALWAYS_FINE = 2**24
@@ -36,6 +39,44 @@ def check_indices(name: str, index: Any, bound: int, *, ndim: int | None = None)
     if array.size and not (0 <= int(array.min()) and int(array.max()) < bound):
         raise ValueError(f"{name} must lie in [0, {bound}); got values from {array.min()} to {array.max()}")
     return array.astype(np.int32)
+
+
+def counted(
+    rows: Any, cols: Any, values: Any, weights: Any, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """The entries that count, those of positive weight, as NumPy arrays; values in the dtype that JAX gives them.
+
+    Raises:
+        ValueError: naming what is no vector of one length, out of range, not finite or out of proportion.
+    """
+    rows, cols = (check_indices(name, x, n) for name, x, n in (("rows", rows, shape[0]), ("cols", cols, shape[1])))
+    values = np.asarray(real_array("values", values))
+    if not (rows.shape == cols.shape == values.shape) or values.ndim != 1:
+        raise ValueError(
+            f"rows, cols and values must be vectors of one length; got {rows.shape}, {cols.shape}, {values.shape}"
+        )
+    if weights is not None:
+        weights = host_array("weights", weights)
+        if weights.shape != values.shape:
+            raise ValueError(f"weights must have the shape of values, {values.shape}; got {weights.shape}")
+        if jnp.issubdtype(weights.dtype, jnp.complexfloating):
+            raise ValueError(f"weights must be real; got dtype {weights.dtype}")
+        weights = np.asarray(real_array("weights", weights.astype(jnp.promote_types(weights.dtype, values.dtype))))
+        if not np.isfinite(weights).all():
+            raise ValueError(f"weights must be finite; {int((~np.isfinite(weights)).sum())} are NaN or infinite")
+        if (weights < 0).any():
+            raise ValueError(f"weights must not be negative; the smallest is {weights.min()}")
+        on = weights > 0
+        if len(weights) and not on.any():
+            raise ValueError("every weight is zero: there are no entries")
+        rows, cols, values, weights = rows[on], cols[on], values[on], weights[on].astype(values.dtype)
+    if not len(values):
+        raise ValueError("rows, cols and values are empty: there are no entries")
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise ValueError(f"values must be finite where their weight is positive; {bad} are NaN or infinite")
+    check_size(shape, len(values))
+    return rows, cols, values, weights
 
 
 def distinct(rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
