@@ -1,6 +1,11 @@
 """The command line: `lrjax demo` and `lrjax complete FILE`."""
 
 import argparse
+import dataclasses
+import importlib.metadata
+import itertools
+import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,37 +17,122 @@ import numpy as np
 from tqdm import tqdm
 
 import lrjax as lr
-from lrjax import _results, _tables
+from lrjax import _delimited, _entries, _results, _tables
 
 SEED = 0
+# Ridges that are tried, times the ridge at which noise of the size of the values alone would leave no column.
+RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
+    """Runs the command line; returns the exit status: 0, or 2 after an error, which is told in one line."""
+    given = _parser().parse_args(arguments)
+    try:
+        return demo(given.out) if given.command == "demo" else complete_file(given)
+    except (ValueError, OSError, MemoryError, lr.status.SolveError) as error:
+        print(f"lrjax {given.command}: {_told(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"lrjax {given.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error})"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lrjax", description="Low-rank matrix recovery and sensing in JAX.")
+    parser.add_argument("--version", action="version", version=f"lrjax {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     demo_parser = commands.add_parser("demo", help="three recoveries on real and planted data, a table and a figure")
     demo_parser.add_argument("--out", default="lrjax_demo.png", help="figure to write (default: %(default)s)")
     fill = commands.add_parser("complete", help="complete your own table: CSV, TSV, .npz or MatrixMarket")
-    fill.add_argument("file", help="row, column, value per line; or .npz; or .mtx (each also .gz)")
-    fill.add_argument("--rank", type=int, required=True, help="columns of the factors")
-    fill.add_argument("--out", required=True, help="directory for factors.npz, rows.csv, cols.csv, predictions.csv")
-    fill.add_argument("--ridge", type=float, default=10.0, help="penalty on the factors (default: %(default)s)")
+    fill.add_argument("file", help="row, column, value per line; or .npz; or .mtx (each but .npz also .gz)")
+    fill.add_argument("--rank", type=_count, required=True, help="columns of the factors")
+    fill.add_argument("--out", required=True, help="folder for factors.npz, rows.csv, cols.csv, predictions.csv")
+    chosen = f"of {len(RIDGES)} the one that predicts the held-out entries best"
+    fill.add_argument(
+        "--ridge", type=_between(0, 1e30), help=f"penalty on the factors, in the unit of the values (default: {chosen})"
+    )
     fill.add_argument("--no-biases", action="store_true", help="do not fit the mean and row and column offsets")
     fill.add_argument(
-        "--holdout", type=float, default=0.1, help="fraction held out for the error (default: %(default)s)"
+        "--holdout", type=_between(0, 0.9), default=0.1, help="fraction held out for the error (default: %(default)s)"
     )
-    fill.add_argument("--steps", type=int, default=30, help="sweeps at most (default: %(default)s)")
-    fill.add_argument("--seed", type=int, default=SEED, help="seed of the split and the start (default: %(default)s)")
+    fill.add_argument("--steps", type=_count, default=30, help="sweeps at most (default: %(default)s)")
+    fill.add_argument("--seed", type=_seed, default=SEED, help="seed of the split and the start (default: %(default)s)")
     fill.add_argument("--duplicates", choices=("refuse", "sum", "mean"), default="refuse", help="repeated entries")
-    fill.add_argument("--predict", help="CSV of row, column to predict (default: the held-out or given entries)")
+    fill.add_argument(
+        "--predict", metavar="FILE", help="pairs of row and column to predict (default: the given entries)"
+    )
+    fill.add_argument(
+        "--predict-row", metavar="ROW", action="append", help="predict every column of this row; repeatable"
+    )
+    fill.add_argument(
+        "--columns",
+        type=_columns,
+        metavar="ROW,COLUMN,VALUE",
+        help="which columns of a text file: names, or positions from 1",
+    )
+    fill.add_argument(
+        "--separator",
+        type=_separator,
+        help="between the fields of a text file: a sign, tab or space (default: found out)",
+    )
+    fill.add_argument("--decimal", choices=(".", ","), default=".", help="decimal sign (default: a point)")
+    fill.add_argument("--encoding", help="of text files (default: UTF-8)")
     fill.add_argument("--overwrite", action="store_true", help="replace files in --out")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def _version() -> str:
     try:
-        return demo(given.out) if given.command == "demo" else complete_file(given)
-    except (ValueError, FileNotFoundError, FileExistsError, lr.status.SolveError) as error:
-        print(f"lrjax {given.command}: {error}", file=sys.stderr)
-        return 1
+        return importlib.metadata.version("lrjax")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _separator(text: str) -> str:
+    sign = {"tab": "\t", "\\t": "\t", "space": " "}.get(text, text)
+    if not sign or any(c in sign for c in '"\r\n'):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a sign such as ; or ::, or the word tab or space")
+    return sign
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and len(text) < 10 and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"got {text[:50]!r}; expected a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not (text.isdecimal() and len(text) < 12 and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"got {text[:50]!r}; expected a whole number from 0 to 2^32 - 1")
+    return int(text)
+
+
+def _between(low: float, high: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = _delimited.number(text)
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"got {text[:50]!r}; expected a number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    positions = [name.isdecimal() for name in names]
+    if len(names) != 3 or len(set(names)) < 3 or not all(names) or any(positions) != all(positions) or "0" in names:
+        raise argparse.ArgumentTypeError(
+            f"got {text[:100]!r}; expected three names, such as user,item,rating, or three positions from 1"
+        )
+    return names
 
 
 def print_table(rows: list[tuple[str, ...]]) -> None:
@@ -56,27 +146,31 @@ def print_table(rows: list[tuple[str, ...]]) -> None:
 
 def complete_file(given: argparse.Namespace) -> int:
     """`lrjax complete`: entries from a file, factors and predictions into a directory."""
-    table = _tables.read_entries(given.file)
-    print(f"{given.file}: {table.shape[0]} x {table.shape[1]}, {len(table.values)} entries")
     started = time.perf_counter()
-    done = lr.complete(
-        table.rows,
-        table.cols,
-        table.values.astype(np.float32),
-        table.shape,
-        rank=given.rank,
-        key=jax.random.key(given.seed),
-        num_steps=given.steps,
-        ridge=given.ridge,
-        biases=not given.no_biases,
-        holdout=given.holdout,
-        duplicates=given.duplicates,
-        progress=True,
-    )
+    # Everything that can be wrong is found out before the work.
+    _results.check_directory(given.out, overwrite=given.overwrite)
+    _check_inputs(given)
+    form = _delimited.Format(given.separator, given.columns, given.decimal, given.encoding)
+    read = _tables.read_entries(given.file, form)
+    table = _merged(given, read)
+    rows, cols = _asked(given, read, form)
+    print(f"{given.file}: {table.shape[0]} x {table.shape[1]}, {len(table.values)} entries")
+    if table.comments:
+        print(f"left out {table.comments} line(s) at the head that begin with #")
+    if table.header:
+        print(f"read the columns {', '.join(table.header)} of the header")
+
+    lines = []
+    ridge, measured = given.ridge, None
+    if given.holdout:
+        ridge, measured = _choose_ridge(given, table)
+        lines = [
+            ("RMSE", "held out", "used"),
+            (f"rank {given.rank}", f"{float(measured.holdout_rmse):.4g}", f"{float(measured.train_rmse):.4g}"),
+            ("biases only", f"{float(measured.baseline_rmse):.4g}", ""),
+        ]
+    done = _complete(given, table, ridge, holdout=0.0, progress=True)
     done.solution.check()
-    rows, cols = table.rows, table.cols
-    if given.predict:
-        rows, cols = _pairs(given.predict, table)
     paths = _results.write_result(
         given.out,
         left=done.factors.left,
@@ -89,10 +183,14 @@ def complete_file(given: argparse.Namespace) -> int:
         extra={"offset": done.offset, "row_bias": done.row_bias, "col_bias": done.col_bias},
         overwrite=given.overwrite,
     )
-    lines = [("RMSE", "held out", "used")]
-    lines.append(("rank " + str(given.rank), f"{float(done.holdout_rmse):.4f}", f"{float(done.train_rmse):.4f}"))
-    lines.append(("biases only", f"{float(done.baseline_rmse):.4f}", ""))
-    print_table(lines)
+    if measured is not None:
+        print_table(lines)
+        count = len(table.values) - len(measured.seen.rows)
+        best = "" if given.ridge is not None else f", of {len(RIDGES)} ridges the best for them"
+        print(f"{count} entries were held out for this; ridge {ridge:.4g}{best}")
+    print(
+        f"factors and predictions: fitted to all {len(table.values)} entries, RMSE {float(done.train_rmse):.4g} on them"
+    )
     short = int(done.rows_short.sum()), int(done.cols_short.sum())
     if sum(short):
         print(
@@ -102,27 +200,105 @@ def complete_file(given: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(path: str, table: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns, as positions in the table, of a CSV of `row,column` ids."""
-    row_at = {str(name): i for i, name in enumerate(table.row_ids)}
-    col_at = {str(name): i for i, name in enumerate(table.col_ids)}
+def _check_inputs(given: argparse.Namespace) -> None:
+    for path in filter(None, (given.file, given.predict)):
+        for name in _results.NAMES:
+            there = Path(given.out) / name
+            if there.exists() and Path(path).exists() and there.samefile(path):
+                raise ValueError(f"{path}: would be replaced by the result; choose another --out")
+
+
+def _merged(given: argparse.Namespace, table: lr.datasets.Ratings) -> lr.datasets.Ratings:
+    """The table with every entry once; what it and the options do not allow together is refused."""
+    if given.rank > min(table.shape):
+        size = f"{table.shape[0]} x {table.shape[1]}"
+        raise ValueError(f"--rank {given.rank}: {given.file} is {size}, so at most {min(table.shape)}")
+    order, fresh = _entries.distinct(table.rows, table.cols)
+    if given.duplicates == "refuse" and not fresh.all():
+        again = order[int(np.flatnonzero(~fresh)[0])]
+        row, col = table.row_ids[table.rows[again]], table.col_ids[table.cols[again]]
+        raise ValueError(
+            f"{given.file}: {int((~fresh).sum())} entries are given more than once, the first at row {row}, column "
+            f"{col}; merge them with --duplicates sum or --duplicates mean"
+        )
+    rows, cols, values, _ = _entries.merge(table.rows, table.cols, table.values, None, given.duplicates)
+    largest, single = np.abs(values).max(), np.finfo(np.float32)
+    if largest > single.max or 0 < largest < single.tiny:
+        raise ValueError(
+            f"{given.file}: the largest value is {largest:.3g}; single precision reaches from {single.tiny:.2g} to "
+            f"{single.max:.2g}. Multiply the values by a power of ten"
+        )
+    if given.holdout == 0 and given.ridge is None:
+        raise ValueError("--holdout 0 leaves nothing to choose the ridge by; give --ridge too")
+    if given.holdout and len(values) < 2:
+        raise ValueError(f"{given.file}: one entry, and --holdout {given.holdout} would take it; give --holdout 0")
+    return dataclasses.replace(table, rows=rows, cols=cols, values=values)
+
+
+def _asked(given: argparse.Namespace, table: lr.datasets.Ratings, form: _delimited.Format) -> tuple[Any, Any]:
+    """Rows and columns of the pairs to predict, as positions in the table: by default those given, in their order."""
     rows, cols = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        cells = [cell.strip() for cell in line.split(",")]
-        if not line.strip() or (number == 1 and len(cells) >= 2 and cells[0] not in row_at):
-            continue
-        if len(cells) < 2 or cells[0] not in row_at or cells[1] not in col_at:
-            raise ValueError(
-                f"{path}, line {number}: {line!r} is not a row and a column id of the table, as in 'u1,i7'"
-            )
-        rows.append(row_at[cells[0]])
-        cols.append(col_at[cells[1]])
-    return np.array(rows, np.int64), np.array(cols, np.int64)
+    if given.predict:
+        pairs = _delimited.read_pairs(Path(given.predict), table, form)
+        rows.append(pairs[0])
+        cols.append(pairs[1])
+    row_at = {str(name): i for i, name in enumerate(table.row_ids.tolist())} if given.predict_row else {}
+    for name in given.predict_row or ():
+        if name not in row_at:
+            some = ", ".join(itertools.islice(row_at, 3))
+            raise ValueError(f"--predict-row {name}: {given.file} has no such row; it has {some}, ...")
+        rows.append(np.full(table.shape[1], row_at[name]))
+        cols.append(np.arange(table.shape[1]))
+    if not rows:
+        order, fresh = _entries.distinct(table.rows, table.cols)
+        first = np.sort(order[fresh])
+        return table.rows[first], table.cols[first]
+    return np.concatenate(rows), np.concatenate(cols)
+
+
+def _complete(given: argparse.Namespace, table: lr.datasets.Ratings, ridge: float, **settings: Any) -> lr.Completion:
+    return lr.complete(
+        table.rows,
+        table.cols,
+        table.values.astype(np.float32),
+        table.shape,
+        rank=given.rank,
+        key=jax.random.key(given.seed),
+        num_steps=given.steps,
+        ridge=ridge,
+        biases=not given.no_biases,
+        **settings,
+    )
+
+
+def _choose_ridge(given: argparse.Namespace, table: lr.datasets.Ratings) -> tuple[float, lr.Completion]:
+    """The ridge given, or the one of a ladder with the least held-out error; and the fit without those entries.
+
+    The ladder hangs from `s (sqrt(m / n1) + sqrt(m / n2))`, about the largest singular value of the given entries if
+    they were noise of standard deviation `s`: in any unit it is the same ladder.
+    """
+    ridges = [given.ridge]
+    if given.ridge is None:
+        values = table.values if given.no_biases else table.values - table.values.mean()
+        unit = np.abs(values).max() or 1.0
+        spread = unit * (np.sqrt(np.mean((values / unit) ** 2)) or 1.0)
+        ridges = [share * spread * sum(math.sqrt(len(values) / n) for n in table.shape) for share in RIDGES]
+    best = None
+    with tqdm(ridges, desc="holding out", bar_format="{desc}: fit {n_fmt} of {total_fmt}", leave=None) as bar:
+        for ridge in bar:
+            done = _complete(given, table, ridge, holdout=given.holdout)
+            error = float(done.holdout_rmse)
+            if best is None or error < best[0] or not math.isfinite(best[0]):
+                best = error, ridge, done
+    assert best is not None
+    best[2].solution.check()
+    return best[1], best[2]
 
 
 def demo(figure_path: str) -> int:
     """`lrjax demo`: a real table, a real photograph and a planted matrix; prints a table and writes one figure."""
     started = time.perf_counter()
+    _check_figure(Path(figure_path))
     panels = []
     lines = [("problem", "solver", "baseline", "seconds")]
     with tqdm(total=3, desc="demo", unit="part") as bar:
@@ -138,6 +314,16 @@ def demo(figure_path: str) -> int:
     path = _draw(panels, figure_path)
     print(f"\nfigure: {path.resolve()}  ({time.perf_counter() - started:.0f} s in all)")
     return 0
+
+
+def _check_figure(path: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f"--out {path}: expected a name that ends in one of .{', .'.join(known)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--out {path}: expected a file in a folder that is there")
 
 
 Part = tuple[tuple[str, str, str], Callable[[Iterator[Any]], None]]

@@ -93,7 +93,8 @@ class Completion:
         biases = jax.tree.map(jnp.zeros_like, (self.offset, self.row_bias, self.col_bias))
         count = self.members.left.shape[0]
         fits = [_predict(jax.tree.map(lambda x, i=i: x[i], self.members), biases, rows, cols) for i in range(count)]
-        return np.std(fits, axis=0, ddof=1) * np.sqrt(KEPT / (1 - KEPT))
+        spread = np.std(np.asarray(fits, np.float64), axis=0, ddof=1) * np.sqrt(KEPT / (1 - KEPT))
+        return spread.astype(self.factors.left.dtype)
 
     def recommend(self, rows: Any, count: int, *, include_seen: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The columns with the largest predictions in each of the given rows, without forming the matrix.
@@ -203,8 +204,9 @@ def complete(
         num_steps: steps at most; the solve stops by itself once it has converged.
         ridge: penalty `ridge (||left||_F^2 + ||right||_F^2)` beside the sum of squared errors. It has the unit of the
             values: values times `c` need a ridge times `c` for the same answer times `c`.
-        biases: fit an offset of every row and column too, jointly with the factors and under the same ridge, after
-            the mean is taken out. With a `solver` of your own, shrunk row and column means are subtracted first.
+        biases: fit an offset of every row and column too, jointly with the factors, after the mean is taken out; the
+            penalty on an offset `b` is `ridge b^2 / s`, with `s` the standard deviation of the values, about one for
+            ratings. With a `solver` of your own, shrunk row and column means are subtracted first.
         holdout: fraction of the entries to hold out, to measure `holdout_rmse` and `baseline_rmse`; at least one.
             Duplicates are merged before.
         early_stopping: return the step with the least held-out error, and stop five steps after it; needs `holdout`.
@@ -247,7 +249,8 @@ def complete(
         raise ValueError("early_stopping=True needs held-out entries; got holdout=0. Try holdout=0.1")
     if nonnegative and biases:
         raise ValueError("nonnegative=True cannot be combined with biases=True: what is left after them has both signs")
-    if solver is None:
+    default = solver is None
+    if default:
         penalised = ridge != 0 or nonnegative
         solver = AlternatingMinimization(
             max_rank=rank,
@@ -280,6 +283,8 @@ def complete(
         offset, row_bias, col_bias = (baseline[0], *zero[1:])
     host_rows, host_cols = np.asarray(operator.rows), np.asarray(operator.cols)
     target = jnp.asarray(np.asarray(y) - (offset + row_bias[host_rows] + col_bias[host_cols]))
+    if default and biases:
+        solver = dataclasses.replace(solver, bias_value=np.sqrt(_spread(target, kept_weights)))
     problem = Problem(operator, target, kept_weights)
     parts = (jnp.asarray(offset), jnp.asarray(row_bias), jnp.asarray(col_bias))
     if early_stopping:
@@ -291,7 +296,7 @@ def complete(
         solution = solve(problem, solver, key_solve, num_steps=num_steps)
     factors, members = solution.factors, None
     if jointly:
-        factors, (row_bias, col_bias) = _split_biases(factors)
+        factors, (row_bias, col_bias) = _split_biases(factors, getattr(solver, "bias_value", 1.0))
         parts = (parts[0], row_bias, col_bias)
     if ensemble:
         members = _refit(problem, solver, jax.random.split(key_members, ensemble), solution, num_steps)
@@ -313,10 +318,17 @@ def complete(
     )
 
 
-def _split_biases(factors: Factors) -> tuple[Factors, tuple[jax.Array, jax.Array]]:
+def _split_biases(factors: Factors, value: Any) -> tuple[Factors, tuple[jax.Array, jax.Array]]:
     """What `AlternatingMinimization(biases=True)` returns, as factors and row and column offsets."""
     left, right = factors.left, factors.right
-    return Factors(left[..., :-2], right[..., :-2]), (left[..., -2], right[..., -1])
+    value = jnp.asarray(value, left.dtype)
+    return Factors(left[..., :-2], right[..., :-2]), (left[..., -2] * value, right[..., -1] * value)
+
+
+def _spread(values: Any, weights: Any) -> float:
+    """Root mean square of values whose mean is zero; one if they are zero."""
+    values = np.asarray(values, np.float64)
+    return float(np.sqrt(np.average(values**2, weights=weights))) or 1.0
 
 
 def _held_out(key: jax.Array, count: int, fraction: float) -> np.ndarray:

@@ -134,6 +134,24 @@ def test_refits_compile_once_and_indices_of_predictions_are_integers():
     assert found.recommend(np.array([1], np.uint64), jnp.int32(2))[0].shape == (1, 2)
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e-20, 1e20, 1e30])
+def test_units_do_not_matter(unit):
+    """Values times a power of ten: the same relative answer and status, with defaults and with ridge and offsets."""
+    rows, cols, values = table(noise=0)
+    defaults = {"ridge": 0.0, "num_steps": 40}
+    unit = np.float32(unit)
+    found, plain = (run(rows, cols, x, **defaults) for x in ((values - 3) * unit, values - 3))
+    np.testing.assert_allclose(found.predict(rows, cols) / unit, values - 3, atol=1e-4)
+    assert found.solution.converged
+    assert plain.solution.converged
+    settings = {"biases": True, "holdout": 0.3, "num_steps": 40}
+    found, plain = (run(rows, cols, values * c, ridge=0.5 * c, **settings) for c in (unit, np.float32(1)))
+    np.testing.assert_allclose(found.predict(rows, cols) / unit, plain.predict(rows, cols), rtol=1e-3)
+    for name in ("train_rmse", "holdout_rmse", "baseline_rmse"):
+        np.testing.assert_allclose(getattr(found, name) / unit, getattr(plain, name), rtol=1e-3)
+    assert int(found.solution.status) == int(plain.solution.status)
+
+
 def test_weights_are_real_numbers():
     for bad, text in (
         (np.ones(3) * 1j, "weights must be real"),
