@@ -21,7 +21,7 @@ from lrjax import _delimited, _entries, _results, _tables
 
 SEED = 0
 # Ridges that are tried, times the ridge at which noise of the size of the values alone would leave no column.
-RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
+RIDGES = (1.0, 0.5, 0.2, 0.1, 0.03, 0.01, 0.001)
 
 
 def main(arguments: list[str] | None = None) -> int:
