@@ -36,10 +36,11 @@ def check_directory(directory: str | Path, *, overwrite: bool = False) -> None:
         raise NotADirectoryError(f"{directory}: {there} is {what}; expected a folder, new or old")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"{directory}: no permission to write in {there}")
-    limits = [os.pathconf(there, name) for name in ("PC_NAME_MAX", "PC_PATH_MAX")]
-    names = max(len(os.fsencode(part)) for part in directory.absolute().parts)
-    if names > limits[0] or len(os.fsencode(directory.absolute())) + 64 > limits[1]:
-        raise OSError(f"{str(directory)[:100]}...: the name is too long for this file system")
+    if hasattr(os, "pathconf"):
+        longest = max(len(os.fsencode(part)) for part in directory.absolute().parts)
+        room = os.pathconf(there, "PC_PATH_MAX") - 64 - len(os.fsencode(directory.absolute()))
+        if room < 0 or longest > os.pathconf(there, "PC_NAME_MAX"):
+            raise OSError(f"{str(directory)[:100]}...: the name is too long for this file system")
 
 
 def write_result(

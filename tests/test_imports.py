@@ -34,6 +34,7 @@ LAYERS = (
         "_grids",
         "_labelled",
         "_delimited",
+        "_demo",
         "_entries",
         "_results",
         "_tables",
