@@ -178,6 +178,8 @@ def complete_file(given: argparse.Namespace) -> int:
         count = len(table.values) - len(measured.seen.rows)
         best = "" if given.ridge is not None else f", of {len(RIDGES)} ridges the best for them"
         print(f"{count} entries were held out for this; ridge {ridge:.4g}{best}")
+        if not float(measured.holdout_rmse) < float(measured.baseline_rmse):
+            print("the columns predict them no better than offsets alone do: try another rank")
     print(
         f"factors and predictions: fitted to all {len(table.values)} entries, RMSE {float(done.train_rmse):.4g} on them"
     )

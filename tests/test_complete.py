@@ -110,7 +110,7 @@ def test_offsets_do_not_count_in_the_rank(shape, rank):
         *(x.ravel() for x in np.indices(shape)), dense.ravel(), shape, rank=rank, biases=True, num_steps=60, ridge=1e-3
     )
     assert found.factors.max_rank == rank
-    np.testing.assert_allclose(found.predict(*np.indices(shape)), dense, atol=0.15)
+    np.testing.assert_allclose(found.predict(*np.indices(shape)), dense, atol=0.01)
 
 
 def test_refits_compile_once_and_indices_of_predictions_are_integers():
