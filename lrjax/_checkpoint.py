@@ -109,12 +109,27 @@ def read_plan(path: str | Path) -> dict:
     if not there.is_file():
         raise ValueError(f"{str(path)!r} is no checkpoint of a sweep: it has no {PLAN}")
     try:
-        plan = json.loads(there.read_text())
-        if not isinstance(plan, dict) or "grid" not in plan:
-            raise ValueError("it is no plan of a sweep")
+        plan = json.loads(there.read_text(encoding="utf-8"))
+        if bad := _wrong(plan):
+            raise ValueError(f"it is no plan of a sweep: {bad}")
         return plan
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{there} is not readable ({error}); remove the directory to start again") from error
+
+
+def _wrong(plan: Any) -> str | None:
+    """What a plan lacks that is read from it."""
+    if not isinstance(plan, dict):
+        return f"a {type(plan).__name__}"
+    grid, static, trials = (plan.get(name) for name in ("grid", "static", "trials"))
+    axes = grid.values() if isinstance(grid, dict) else [None]
+    if not all(isinstance(axis, dict) and isinstance(axis.get("coords"), list) and axis["coords"] for axis in axes):
+        return "grid must hold coords for every axis"
+    if not isinstance(static, list) or not all(isinstance(name, str) and name in grid for name in static):
+        return f"static must name axes of the grid; it is {static!r:.100}"
+    if not isinstance(trials, int) or isinstance(trials, bool) or not 1 <= trials < 2**31:
+        return f"trials must be a positive number; it is {trials!r:.100}"
+    return None
 
 
 def read_parts(path: str | Path, combo: int) -> list[tuple[dict, dict[int, dict[str, np.ndarray]]]]:
@@ -125,12 +140,22 @@ def read_parts(path: str | Path, combo: int) -> list[tuple[dict, dict[int, dict[
             with file.open("rb") as stream, np.load(stream) as data:
                 meta = json.loads(str(data["meta"]))
                 values = {name.removeprefix("value_"): data[name] for name in data.files if name != "meta"}
-            if sorted(values) != meta["names"]:
-                raise ValueError("outputs are missing")
+            found.append((meta, _chunks(meta, values)))
         except Exception as error:  # zipfile and NumPy raise a dozen kinds, depending on which byte is wrong
             warnings.warn(f"{file} is damaged ({error}) and left out: its trials run again", stacklevel=2)
-            continue
-        ends = np.cumsum(meta["lengths"])
-        cut = {name: np.split(array, ends[:-1]) for name, array in values.items()}
-        found.append((meta, {c: {n: cut[n][i] for n in cut} for i, c in enumerate(meta["chunks"])}))
     return found
+
+
+def _chunks(meta: dict, values: dict[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
+    """The arrays of a part, chunk by chunk; all but the last chunk of a sweep are of one length."""
+    if sorted(values) != meta["names"] or not isinstance(meta["fingerprint"], str):
+        raise ValueError("outputs are missing")
+    chunks, lengths, size = meta["chunks"], meta["lengths"], meta["sizes"]["chunk"]
+    whole = all(length == size for chunk, length in zip(chunks, lengths, strict=True) if chunk != max(chunks))
+    if not whole or not all(isinstance(n, int) and 0 <= n for n in chunks) or not 0 < min(lengths) <= size:
+        raise ValueError(f"chunks {chunks} of lengths {lengths} are not of size {size}")
+    if any(len(array) != sum(lengths) for array in values.values()):
+        raise ValueError(f"lengths {lengths} do not fit the arrays")
+    ends = np.cumsum(lengths)
+    cut = {name: np.split(array, ends[:-1]) for name, array in values.items()}
+    return {chunk: {name: cut[name][i] for name in cut} for i, chunk in enumerate(chunks)}

@@ -1,6 +1,8 @@
 """`complete`: entries of a matrix in, factors and predictions out."""
 
 import dataclasses
+import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lrjax._checks import check_count, check_key, check_range, check_real, check_shape
-from lrjax._pytree import pytree
+from lrjax import status
+from lrjax._checks import check_choice, check_count, check_key, check_range, check_shape
+from lrjax._entries import check_indices, counted, merge
+from lrjax._pytree import cast_floats, pytree
 from lrjax._solve import Solution, iterate, solve
 from lrjax.factors import Factors, matmul
 from lrjax.operators import SampledEntries
@@ -36,7 +40,8 @@ class Completion:
         row_bias: `(n1,)`, zero without biases.
         col_bias: `(n2,)`, zero without biases.
         solution: the `Solution` of the solve; `solution.check()` tells whether it went well.
-        train_rmse: root mean square error on the entries used.
+        train_rmse: root mean square error on the entries used. Here and below entries of weight zero do not exist, and
+            duplicates are one entry.
         holdout_rmse: the same on the held-out entries, `nan` if there are none.
         baseline_rmse: held-out error of offset and biases alone (shrunk by 10), `nan` without held-out entries.
         rows_short: `(n1,)` booleans: fewer training entries than the rank, so the row is not determined by the data
@@ -88,7 +93,8 @@ class Completion:
         biases = jax.tree.map(jnp.zeros_like, (self.offset, self.row_bias, self.col_bias))
         count = self.members.left.shape[0]
         fits = [_predict(jax.tree.map(lambda x, i=i: x[i], self.members), biases, rows, cols) for i in range(count)]
-        return np.std(fits, axis=0, ddof=1) * np.sqrt(KEPT / (1 - KEPT))
+        spread = np.std(np.asarray(fits, np.float64), axis=0, ddof=1) * np.sqrt(KEPT / (1 - KEPT))
+        return spread.astype(self.factors.left.dtype)
 
     def recommend(self, rows: Any, count: int, *, include_seen: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The columns with the largest predictions in each of the given rows, without forming the matrix.
@@ -107,11 +113,12 @@ class Completion:
 
         Cost `q n2 k` multiply-adds and a partial sort of each row, a few thousand rows at a time.
         """
-        rows, _ = self._check_entries(rows, np.zeros_like(rows))
-        check_count("count", count)
-        n2 = self.factors.shape[1]
-        if rows.ndim != 1 or count > n2:
-            raise ValueError(f"rows must be one-dimensional and count at most {n2}; got {rows.shape} and {count}")
+        n1, n2 = self.factors.shape
+        rows, count = check_indices("rows", rows, n1, ndim=1), check_count("count", count)
+        if count > n2:
+            raise ValueError(f"count must be at most the {n2} columns; got {count}")
+        if not len(rows):
+            return np.empty((0, count), np.int32), np.empty((0, count), self.factors.left.dtype)
         seen_rows, seen_cols = np.asarray(self.seen.rows), np.asarray(self.seen.cols)
         size = max(1, PREDICT_BLOCK // n2)
         found = []
@@ -133,12 +140,10 @@ class Completion:
         return np.where(np.isneginf(values), -1, cols), values
 
     def _check_entries(self, rows: Any, cols: Any) -> tuple[np.ndarray, np.ndarray]:
-        rows, cols = np.asarray(rows), np.asarray(cols)
+        n1, n2 = self.factors.shape
+        rows, cols = check_indices("rows", rows, n1), check_indices("cols", cols, n2)
         if rows.shape != cols.shape:
             raise ValueError(f"rows and cols must have one shape; got {rows.shape} and {cols.shape}")
-        for name, index, n in (("rows", rows, self.factors.shape[0]), ("cols", cols, self.factors.shape[1])):
-            if index.size and not (0 <= index.min() and index.max() < n):
-                raise ValueError(f"{name} must lie in [0, {n}); got values from {index.min()} to {index.max()}")
         return rows, cols
 
 
@@ -192,22 +197,26 @@ def complete(
         cols: `(m,)` integer columns, 0-based.
         values: `(m,)` real floating; their dtype is that of the result.
         shape: `(n1, n2)`.
-        rank: columns of the factors.
+        rank: columns of the factors, at most `min(shape)`; offsets do not count.
         key: typed random key.
         solver: any solver with `max_rank == rank`; default `AlternatingMinimization`, with a plain ridge on both
             factors if `ridge` is positive. Give `ridge` or `solver`, not both.
         num_steps: steps at most; the solve stops by itself once it has converged.
-        ridge: penalty `ridge (||left||_F^2 + ||right||_F^2)`.
-        biases: fit an offset of every row and column too, jointly with the factors and under the same ridge, after
-            the mean is taken out. With a `solver` of your own, shrunk row and column means are subtracted first.
-        holdout: fraction of the entries to hold out, to measure `holdout_rmse` and `baseline_rmse`.
+        ridge: penalty `ridge (||left||_F^2 + ||right||_F^2)` beside the sum of squared errors. It has the unit of the
+            values: values times `c` need a ridge times `c` for the same answer times `c`.
+        biases: fit an offset of every row and column too, jointly with the factors, after the mean is taken out; the
+            penalty on an offset `b` is `ridge b^2 / s`, with `s` the standard deviation of the values, about one for
+            ratings. With a `solver` of your own, shrunk row and column means are subtracted first.
+        holdout: fraction of the entries to hold out, to measure `holdout_rmse` and `baseline_rmse`; at least one.
+            Duplicates are merged before.
         early_stopping: return the step with the least held-out error, and stop five steps after it; needs `holdout`.
         ensemble: number of refits to a random 80 % of the entries each, from the solution, in one compiled map; at
             least 2. They give `Completion.uncertainty`, at the cost of as many solves. 0 for none.
         ridge_by_count: multiply the ridge by the number of entries of each row (or column); then 0.05 to 0.2 suits
             ratings of 1 to 5.
         nonnegative: keep both factors nonnegative; not with `biases`.
-        weights: `(m,)` nonnegative weights of the entries; cannot be combined with merged duplicates.
+        weights: `(m,)` nonnegative weights of the entries; those of weight zero are left out, whatever their values.
+            Cannot be combined with merged duplicates.
         duplicates: `"refuse"`, `"sum"` or `"mean"` of entries given more than once.
         progress: show a progress bar (runs one compiled step at a time instead of all at once).
 
@@ -227,18 +236,21 @@ def complete(
         True
     """
     check_key(key)
-    check_shape(shape)
-    check_count("rank", rank)
+    shape, rank, num_steps = check_shape(shape), check_count("rank", rank), check_count("num_steps", num_steps)
+    if rank > min(shape):
+        raise ValueError(f"rank must be at most min(shape) = {min(shape)}; got {rank}")
     check_range("ridge", ridge, low=0)
     check_range("holdout", holdout, low=0, high=0.9)
-    check_count("ensemble", ensemble, minimum=0)
+    ensemble = check_count("ensemble", ensemble, minimum=0)
+    check_choice("duplicates", duplicates, ("refuse", "sum", "mean"))
     if ensemble == 1:
         raise ValueError("ensemble must be 0 or at least 2 refits, or they have no spread; got 1")
     if early_stopping and holdout == 0:
         raise ValueError("early_stopping=True needs held-out entries; got holdout=0. Try holdout=0.1")
     if nonnegative and biases:
         raise ValueError("nonnegative=True cannot be combined with biases=True: what is left after them has both signs")
-    if solver is None:
+    default = solver is None
+    if default:
         penalised = ridge != 0 or nonnegative
         solver = AlternatingMinimization(
             max_rank=rank,
@@ -255,27 +267,15 @@ def complete(
             f"max_rank={rank}; got ridge={ridge!r}, ridge_by_count={ridge_by_count}, nonnegative={nonnegative} and "
             f"max_rank={getattr(solver, 'max_rank', None)}"
         )
-    rows, cols, values = np.asarray(rows), np.asarray(cols), np.asarray(values)
-    check_real("values", values)
-    if not (rows.shape == cols.shape == values.shape):
-        raise ValueError(f"rows, cols and values must have one length; got {rows.shape}, {cols.shape}, {values.shape}")
-    weights = None if weights is None else np.asarray(weights).astype(values.dtype)
-    if weights is not None and weights.shape != values.shape:
-        raise ValueError(f"weights must have the shape of values, {values.shape}; got {weights.shape}")
+    rows, cols, values, weights = counted(rows, cols, values, weights, shape)
+    rows, cols, values, weights = merge(rows, cols, values, weights, duplicates)
     key_split, key_solve, key_members = jax.random.split(key, 3)
-    held = np.zeros(values.shape, bool)
-    if holdout > 0:
-        held = np.asarray(jax.random.uniform(key_split, values.shape) < holdout)
+    held = _held_out(key_split, len(values), holdout)
     kept = ~held
-
-    operator, y = SampledEntries.build(rows[kept], cols[kept], values[kept], shape, duplicates=duplicates)
-    sorted_weights = None
-    if weights is not None:
-        if operator.num_measurements != int(kept.sum()):
-            raise ValueError("weights cannot be combined with merged duplicates; merge them beforehand")
-        order = np.lexsort((cols[kept], rows[kept]))
-        sorted_weights = jnp.asarray(weights[kept][order])
-    baseline = _biases(operator, np.asarray(y), sorted_weights)
+    operator, y = SampledEntries.build(rows[kept], cols[kept], values[kept], shape)
+    # The entries are sorted already, as the operator has them.
+    kept_weights = None if weights is None else jnp.asarray(weights[kept])
+    baseline = _biases(operator, np.asarray(y), kept_weights)
     zero = (np.zeros((), y.dtype), np.zeros(shape[0], y.dtype), np.zeros(shape[1], y.dtype))
     offset, row_bias, col_bias = baseline if biases else zero
     jointly = getattr(solver, "biases", False)
@@ -283,7 +283,9 @@ def complete(
         offset, row_bias, col_bias = (baseline[0], *zero[1:])
     host_rows, host_cols = np.asarray(operator.rows), np.asarray(operator.cols)
     target = jnp.asarray(np.asarray(y) - (offset + row_bias[host_rows] + col_bias[host_cols]))
-    problem = Problem(operator, target, sorted_weights)
+    if default and biases:
+        solver = dataclasses.replace(solver, bias_value=np.sqrt(_spread(target, kept_weights)))
+    problem = Problem(operator, target, kept_weights)
     parts = (jnp.asarray(offset), jnp.asarray(row_bias), jnp.asarray(col_bias))
     if early_stopping:
         error = lambda factors: float(_rmse(_predict(factors, parts, rows[held], cols[held]), values[held]))
@@ -294,7 +296,7 @@ def complete(
         solution = solve(problem, solver, key_solve, num_steps=num_steps)
     factors, members = solution.factors, None
     if jointly:
-        factors, (row_bias, col_bias) = _split_biases(factors)
+        factors, (row_bias, col_bias) = _split_biases(factors, getattr(solver, "bias_value", 1.0))
         parts = (parts[0], row_bias, col_bias)
     if ensemble:
         members = _refit(problem, solver, jax.random.split(key_members, ensemble), solution, num_steps)
@@ -316,20 +318,42 @@ def complete(
     )
 
 
-def _split_biases(factors: Factors) -> tuple[Factors, tuple[jax.Array, jax.Array]]:
+def _split_biases(factors: Factors, value: Any) -> tuple[Factors, tuple[jax.Array, jax.Array]]:
     """What `AlternatingMinimization(biases=True)` returns, as factors and row and column offsets."""
     left, right = factors.left, factors.right
-    return Factors(left[..., :-2], right[..., :-2]), (left[..., -2], right[..., -1])
+    value = jnp.asarray(value, left.dtype)
+    return Factors(left[..., :-2], right[..., :-2]), (left[..., -2] * value, right[..., -1] * value)
+
+
+def _spread(values: Any, weights: Any) -> float:
+    """Root mean square of values whose mean is zero; one if they are zero."""
+    values = np.asarray(values, np.float64)
+    return float(np.sqrt(np.average(values**2, weights=weights))) or 1.0
+
+
+def _held_out(key: jax.Array, count: int, fraction: float) -> np.ndarray:
+    """Which of `count` entries are held out: each with the given probability, but never none and never all."""
+    if fraction == 0:
+        return np.zeros(count, bool)
+    if count < 2:
+        raise ValueError(f"holdout={fraction} needs at least two entries; got {count}")
+    draw = np.asarray(jax.random.uniform(key, (count,)))
+    held = draw < fraction
+    held[np.argmin(draw)], held[np.argmax(draw)] = True, False
+    return held
 
 
 def _rmse(predicted: np.ndarray, values: np.ndarray) -> jax.Array:
-    return jnp.asarray(np.sqrt(np.mean((predicted - values) ** 2)) if values.size else np.nan, values.dtype)
+    # Squares of small or large values leave the range of single precision.
+    error = predicted.astype(np.float64) - values
+    return jnp.asarray(np.sqrt(np.mean(error**2)) if values.size else np.nan, values.dtype)
 
 
 def _biases(operator, y, weights, shrinkage: float = 10.0, sweeps: int = 10):
     """Mean, and row and column offsets shrunk as if `shrinkage` more entries of each were zero; by backfitting."""
-    rows, cols, (n1, n2) = np.asarray(operator.rows), np.asarray(operator.cols), operator.shape
-    w = np.ones_like(y) if weights is None else np.asarray(weights)
+    rows, cols, (n1, n2), dtype = np.asarray(operator.rows), np.asarray(operator.cols), operator.shape, y.dtype
+    y = y.astype(np.float64)
+    w = np.ones_like(y) if weights is None else np.asarray(weights, np.float64)
     total = float(w.sum()) or 1.0
     offset = float((w * y).sum()) / total
     row_bias, col_bias = np.zeros(n1), np.zeros(n2)
@@ -338,7 +362,7 @@ def _biases(operator, y, weights, shrinkage: float = 10.0, sweeps: int = 10):
     for _ in range(sweeps):
         row_bias = np.bincount(rows, w * (y - offset - col_bias[cols]), n1) / row_weight
         col_bias = np.bincount(cols, w * (y - offset - row_bias[rows]), n2) / col_weight
-    return np.asarray(offset, y.dtype), np.asarray(row_bias, y.dtype), np.asarray(col_bias, y.dtype)
+    return np.asarray(offset, dtype), np.asarray(row_bias, dtype), np.asarray(col_bias, dtype)
 
 
 def _stepwise(problem, solver, key, num_steps, progress, error=None) -> Solution:
@@ -348,10 +372,9 @@ def _stepwise(problem, solver, key, num_steps, progress, error=None) -> Solution
     `"holdout_rmse"`.
     """
     rows, best, best_solution, solution = [], np.inf, None, None
-    with tqdm(total=num_steps, desc="completing", unit="step", leave=None, disable=not progress) as bar:
+    with tqdm(total=num_steps, desc="compiling", unit="step", leave=None, disable=not progress) as bar:
         for solution in iterate(problem, solver, key, num_steps=num_steps):
             row = jax.tree.map(np.asarray, solution.trace)
-            bar.update(int(solution.num_steps) - bar.n)
             shown = {"residual": f"{float(row['residual'][-1]):.2e}"}
             if error is not None:
                 now = error(solution.factors)
@@ -360,26 +383,46 @@ def _stepwise(problem, solver, key, num_steps, progress, error=None) -> Solution
                 if now < best:
                     best, best_solution = now, solution
             rows.append(row)
-            bar.set_postfix(shown)
+            _show(bar, int(solution.num_steps), shown)
             if best_solution is not None and int(solution.num_steps) >= int(best_solution.num_steps) + PATIENCE:
+                bar.set_description("stopped early", refresh=False)
                 break
+        assert solution is not None
+        if int(solution.status) == status.CONVERGED:
+            bar.set_description("converged", refresh=False)
+        bar.total = bar.n  # a bar that ends before its budget is full all the same
+        bar.refresh()
     if best_solution is not None:
         solution = best_solution
-    assert solution is not None
     trace = jax.tree.map(lambda *parts: jnp.concatenate([jnp.asarray(p) for p in parts]), *rows)
     return Solution(factors=solution.factors, status=solution.status, num_steps=solution.num_steps, trace=trace)
+
+
+def _show(bar: tqdm, step: int, shown: dict[str, str]) -> None:
+    """Moves the bar on; the first step, which is compiled, does not count for its rate."""
+    if step == 1 and not bar.disable:
+        bar.set_description("completing", refresh=False)
+        bar.initial = bar.n = bar.last_print_n = step
+        bar.start_t = bar.last_print_t = time.time()
+    bar.update(step - bar.n)
+    bar.set_postfix(shown)
 
 
 def _refit(problem, solver, keys, solution, num_steps) -> Factors:
     """Factors of one refit per key, each to a random part of the entries, from the solution."""
     steps = max(1, min(num_steps, int(solution.num_steps)))
+    # Small problems side by side; large ones one at a time, for their blocks fill the cache already.
+    side_by_side = max(1, min(len(keys), PREDICT_BLOCK // problem.y.shape[0]))
+    solver = cast_floats(solver, problem.y.dtype)
+    return _refits(problem, solver, keys, solution.factors, steps=steps, side_by_side=side_by_side)
 
+
+@partial(jax.jit, static_argnames=("steps", "side_by_side"))
+def _refits(problem, solver, keys, start, *, steps, side_by_side):
     def one(key: jax.Array) -> Factors:
         key_keep, key_solve = jax.random.split(key)
         keep = (jax.random.uniform(key_keep, problem.y.shape) < KEPT).astype(problem.y.dtype)
         part = Problem(problem.operator, problem.y, problem.weighted(keep), problem.loss)
-        return solve(part, solver, key_solve, num_steps=steps, record_every=steps, init=solution.factors).factors
+        return solve(part, solver, key_solve, num_steps=steps, record_every=steps, init=start).factors
 
-    # Small problems side by side; large ones one at a time, for their blocks fill the cache already.
-    side_by_side = max(1, min(len(keys), PREDICT_BLOCK // problem.y.shape[0]))
-    return jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=side_by_side))(keys)
+    return jax.lax.map(one, keys, batch_size=side_by_side)

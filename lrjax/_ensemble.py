@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_finite, check_key, check_range, check_real
+from lrjax._checks import check_count, check_finite, check_key, check_range, real_array
 from lrjax._pytree import pytree
 from lrjax._solve import solve
+from lrjax._units import unit_of
 from lrjax.factors import Factors, matmul
 from lrjax.operators import EntryMask
 from lrjax.problem import Problem
@@ -61,7 +62,8 @@ def complete_ensemble(
         mask: `(n1, n2)` booleans, true where observed.
         key: typed random key.
         rank: columns of the factors.
-        ridge: penalty `ridge (||left||_F^2 + ||right||_F^2)`; rows with nothing in them come out as zero under it.
+        ridge: penalty `ridge (||left||_F^2 + ||right||_F^2)`, in the unit of the values; rows with nothing in them
+            come out as zero under it.
         num_members: fits, at least 2.
         drop: probability of an observed entry to be hidden from a member, at most 0.99.
         num_steps: sweeps, each a right and a left half step.
@@ -90,14 +92,14 @@ def complete_ensemble(
         True
     """
     check_key(key)
-    check_real("values", values)
-    check_count("rank", rank)
-    check_count("num_members", num_members, minimum=2)
-    check_count("num_steps", num_steps)
+    values = real_array("values", values)
+    rank, num_steps = check_count("rank", rank), check_count("num_steps", num_steps)
+    num_members = check_count("num_members", num_members, minimum=2)
     check_range("ridge", ridge, low=0)
     check_range("drop", drop, low=0, high=0.99)
-    values = jnp.asarray(values)
     operator = EntryMask.from_mask(mask)
+    if rank > min(operator.shape):
+        raise ValueError(f"rank must be at most min(shape) = {min(operator.shape)}; got {rank}")
     if values.shape != operator.shape:
         raise ValueError(f"values must have the shape of mask, {operator.shape}; got {values.shape}")
     observed = jnp.where(operator.mask, values, 0)
@@ -115,6 +117,6 @@ def complete_ensemble(
 
     members, kept = jax.vmap(one)(jax.random.split(key, num_members))
     fits = matmul(members.left, jnp.swapaxes(members.right, -1, -2))
-    return CompletionEnsemble(
-        mean=jnp.mean(fits, axis=0), std=jnp.std(fits, axis=0, ddof=1), members=members, kept=kept
-    )
+    unit = unit_of(fits)  # in which squares neither overflow nor vanish
+    std = unit * jnp.std(fits / unit, axis=0, ddof=1)
+    return CompletionEnsemble(mean=unit * jnp.mean(fits / unit, axis=0), std=std, members=members, kept=kept)

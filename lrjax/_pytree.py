@@ -6,7 +6,11 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+
+from lrjax import status
+from lrjax._checks import host_value
 
 T = TypeVar("T")
 
@@ -18,13 +22,58 @@ def pytree(cls: type[T]) -> type[T]:
     Nothing is validated in `__post_init__`: JAX rebuilds these objects with tracers, `None` or plain
     objects as leaves at every transformation. Builders and `solve` do the checks.
     """
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls))
+    return _registered(dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)(cls))
 
 
 @dataclass_transform(kw_only_default=False, frozen_default=True, eq_default=False, field_specifiers=(jax.tree.static,))
 def positional_pytree(cls: type[T]) -> type[T]:
     """`pytree` whose fields may be given by position: for the few nouns where the order is obvious."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+    return _registered(dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls))
+
+
+def _registered(cls: type[T]) -> type[T]:
+    if cls.__repr__ is object.__repr__:
+        cls.__repr__ = _repr  # type: ignore[method-assign]
+    return jax.tree_util.register_dataclass(cls)
+
+
+def _repr(tree: Any) -> str:
+    """Type and shape of arrays, the values of numbers and settings: a notebook prints what it is given."""
+    return _short(tree, depth=2)
+
+
+def _short(value: Any, depth: int) -> str:
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return _short_array(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value).__repr__ is _repr:
+        if depth == 0:
+            return f"{type(value).__name__}(...)"
+        parts = ((field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value) if field.repr)
+        inside = ", ".join(f"{name}={_status(name, x) or _short(x, depth - 1)}" for name, x in parts)
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_short(x, depth - 1)}" for key, x in value.items()) + "}"
+    if isinstance(value, (tuple, list)) and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):
+        return f"{type(value).__name__} of {len(value)}"
+    return repr(value)
+
+
+def _short_array(array: Any) -> str:
+    host = host_value(array) if array.ndim == 0 and not _is_key(array) else None
+    if host is not None:
+        return f"{host:.6g}" if np.issubdtype(host.dtype, np.floating) else str(host)
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
+
+
+def _status(name: str, value: Any) -> str | None:
+    """The name of a status, which says more than its number."""
+    if name != "status" or jnp.ndim(value) or (code := host_value(value)) is None:
+        return None
+    return next((word for word, number in vars(status).items() if word.isupper() and number == int(code)), None)
+
+
+def _is_key(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 def replace(tree: T, **changes: Any) -> T:
@@ -38,7 +87,7 @@ def is_concrete(tree: Any) -> bool:
 
 
 def _select(pick: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
+    if _is_key(new):
         # A select does not take typed keys on every supported version; their data does.
         data = jnp.where(pick, jax.random.key_data(new), jax.random.key_data(old))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(new))

@@ -172,20 +172,26 @@ def load_sweep(checkpoint: str | Path) -> Any:
     plan = grids.Plan(
         {n: v["coords"] for n, v in settings["grid"].items()}, tuple(settings["static"]), settings["trials"]
     )
-    tables, done = [], 0
+    points = []
     for combo in range(len(plan.static_points())):
-        parts = [part for part in read_parts(checkpoint, combo) if part[1]]
-        found = {chunk * meta["sizes"]["chunk"]: arrays for meta, chunks in parts for chunk, arrays in chunks.items()}
-        first = {name: value[0] for name, value in next(iter(found.values())).items()} if found else {}
-        table = _Table(plan.num_lanes, first)
-        done += sum(table.put(start, arrays) for start, arrays in found.items())
-        tables.append(table.arrays)
-    total = len(tables) * plan.num_lanes
+        parts = read_parts(checkpoint, combo)
+        points.append({c * meta["sizes"]["chunk"]: arrays for meta, chunks in parts for c, arrays in chunks.items()})
+    ends = [start + len(next(iter(arrays.values()))) for found in points for start, arrays in found.items()]
+    done, total = sum(ends) - sum(start for found in points for start in found), len(points) * plan.num_lanes
+    # Before tables of the size that the plan asks for are made: it may be damaged.
+    if max(ends, default=0) > plan.num_lanes or done > total:
+        raise ValueError(f"checkpoint {str(checkpoint)!r} holds more trials than its plan has; it is damaged")
     if done < total:
         raise ValueError(
             f"checkpoint {str(checkpoint)!r} holds {done} of {total} trials; call lr.sweep again with the same "
             "arguments to run the others"
         )
+    tables = []
+    for found in points:
+        table = _Table(plan.num_lanes, {name: value[0] for name, value in next(iter(found.values())).items()})
+        for start, arrays in found.items():
+            table.put(start, arrays)
+        tables.append(table.arrays)
     return grids.assembled(plan, tables, settings, {})
 
 

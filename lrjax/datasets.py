@@ -28,6 +28,8 @@ class Ratings:
         name: what the table is called.
         source: where the file came from.
         licence: the terms its owner states.
+        header: the names of the columns of rows, columns and values, where a file has a header.
+        comments: lines of the file that were left out as comments.
     """
 
     rows: np.ndarray
@@ -39,6 +41,8 @@ class Ratings:
     name: str
     source: str
     licence: str
+    header: tuple[str, ...] | None = None
+    comments: int = 0
 
     def __repr__(self) -> str:
         share = 100 * len(self.values) / max(1, self.shape[0] * self.shape[1])

@@ -95,6 +95,15 @@ def test_dtype_and_transforms():
         assert ensemble(values[0].astype(float), mask[0]).std.dtype == jnp.float64
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_units_do_not_matter(unit):
+    values, mask = data()
+    values, unit = values.astype(np.float32), np.float32(unit)
+    found, plain = ensemble(values * unit, mask, ridge=RIDGE * unit), ensemble(values, mask)
+    np.testing.assert_allclose(found.mean / unit, plain.mean, atol=1e-4)
+    np.testing.assert_allclose(found.std / unit, plain.std, rtol=1e-2, atol=1e-4)
+
+
 VALUES, MASK = data()
 BAD = np.where(MASK, np.inf, 0)
 
@@ -109,7 +118,7 @@ BAD = np.where(MASK, np.inf, 0)
         (lambda: ensemble(VALUES, MASK, num_members=1), "num_members .*at least 2; got 1"),
         (lambda: ensemble(VALUES, MASK, drop=1.0), "drop .*1"),
         (lambda: ensemble(VALUES, MASK, ridge=-1.0), "ridge"),
-        (lambda: ensemble(VALUES, MASK, rank=13), "max_rank"),
+        (lambda: ensemble(VALUES, MASK, rank=13), r"^rank must be at most min\(shape\) = 12; got 13"),
         (lambda: lr.complete_ensemble(VALUES, MASK, 0, rank=1), "key must be"),
     ],
 )

@@ -494,6 +494,7 @@ def test_biases_are_fitted_together_with_the_factors():
     y, mask = np.zeros(shape), np.zeros(shape, bool)
     y[rows, cols], mask[rows, cols] = values - values.mean(), True
     left = np.random.default_rng(1).standard_normal((shape[0], rank))
+    ridges = np.diag([ridge] * rank + [ridge / values.std()])
     b, c = np.zeros(shape[0]), np.zeros(shape[1])
 
     def half(factor, y, mask, offset):
@@ -501,7 +502,7 @@ def test_biases_are_fitted_together_with_the_factors():
         out = np.zeros((len(y), rank + 1))
         for i, on in enumerate(mask):
             a = np.column_stack([factor[on], np.ones(on.sum())])
-            out[i] = np.linalg.solve(a.T @ a + ridge * np.eye(rank + 1), a.T @ (y[i, on] - offset[on]))
+            out[i] = np.linalg.solve(a.T @ a + ridges, a.T @ (y[i, on] - offset[on]))
         return out[:, :rank], out[:, rank]
 
     for _ in range(300):

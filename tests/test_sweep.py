@@ -295,6 +295,40 @@ def test_damage_and_disorder(tmp_path):
         lr.load_sweep(tmp_path / "nowhere")
 
 
+def test_damaged_plans_are_refused_by_name(tmp_path):
+    """Whatever is missing or out of range in the plan, and lengths that do not fit: never another kind of error."""
+    run(checkpoint=tmp_path)
+    there = tmp_path / "plan.json"
+    plan = json.loads(there.read_text())
+    changes = [{name: None} for name in ("grid", "static", "trials")]
+    changes += [{"trials": n} for n in (10**30, -1, True, "3", 0.5)]
+    changes += [{"static": ["none"]}, {"grid": {"scale": {}}}, {"grid": {"scale": {"coords": []}}}, {"grid": [1]}]
+    for text in [json.dumps(plan | change) for change in changes] + ["[" * 100_000, '{"grid": ' * 50_000, "\ud800"]:
+        there.write_text(text, errors="surrogatepass")
+        with pytest.raises(ValueError, match=r"plan\.json is not readable"):
+            lr.load_sweep(tmp_path)
+    there.write_text(json.dumps(plan | {"trials": 2**31 - 1}))
+    with pytest.raises(ValueError, match=r"holds \d+ of \d{10} trials"):
+        lr.load_sweep(tmp_path)
+    there.write_text(json.dumps(plan | {"trials": 1}))
+    with pytest.raises(ValueError, match="more trials than its plan"):
+        lr.load_sweep(tmp_path)
+    there.write_text(json.dumps(plan))
+    part = next(tmp_path.glob("part-*.npz"))
+    with np.load(part) as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays["meta"]))
+    lengths = meta["lengths"]
+    fewer = [n - 1 for n in lengths]
+    for change in ({"lengths": fewer}, {"lengths": [*lengths, 1]}, {"sizes": None}, {"chunks": ["0"]}, {"chunks": []}):
+        np.savez(part, **(arrays | {"meta": np.array(json.dumps(meta | change))}))
+        with (
+            pytest.warns(UserWarning, match="damaged"),
+            pytest.raises(ValueError, match=r"trials; call lr\.sweep again"),
+        ):
+            lr.load_sweep(tmp_path)
+
+
 def test_any_wrong_byte_is_damage(tmp_path):
     """Never an error of another kind, and never other numbers."""
     plain, generator = run(checkpoint=tmp_path), np.random.default_rng(0)

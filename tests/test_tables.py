@@ -1,14 +1,21 @@
+import contextlib
+import errno
 import gzip
+import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
 
-from lrjax._tables import read_entries, write_result
+from lrjax._delimited import Format, read_pairs
+from lrjax._results import check_directory, write_result
+from lrjax._tables import read_entries
 
 
 def written(tmp_path, text, name="entries.csv"):
@@ -65,6 +72,91 @@ def test_forms_of_text(tmp_path, text, expected):
     assert named(read_entries(written(tmp_path, text))) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("u::i::4.5::978300760\nv::j::2::978300761\n", {}),  # MovieLens 1M
+        ("u i 4.5\nv   j\t 2\n", {}),
+        ("u|i|4.5\nv|j|2\n", {}),
+        ("u,i,4.5,978300760\nv,j,2,978300761\n", {}),
+        ("# from: somewhere\n# two of them\n\nu,i,4.5\nv,j,2\n", {}),
+        ("# user,item,rating\nu,i,4.5\nv,j,2\n", {}),
+        ("userId,movieId,rating,timestamp\nu,i,4.5,1\nv,j,2,2\n", {}),
+        (",user,item,rating\n0,u,i,4.5\n1,v,j,2\n", {}),  # with the index in front
+        ("movie_id,user_id,title,rating\ni,u,A,4.5\nj,v,B,2\n", {}),
+        ("user_id:token\titem_id:token\trating:float\nu\ti\t4.5\nv\tj\t2\n", {}),
+        ('"User-ID";"ISBN";"Book-Rating"\n"u";"i";"4.5"\n"v";"j";"2"\n', {}),
+        ("id,benutzer,film,note\n0,u,i,4.5\n1,v,j,2\n", {"columns": ("benutzer", "film", "note")}),
+        ("id,benutzer,film,note\n0,u,i,4.5\n1,v,j,2\n", {"columns": ("2", "3", "4")}),
+        ("0,u,i,4.5\n1,v,j,2\n", {"columns": ("2", "3", "4")}),
+        ("benutzer,film,note\nu,i,4.5\nv,j,2\n", {}),
+        ("u;i;4,5\nv;j;2\n", {"decimal": ","}),
+        ('u,i,"4,5"\nv,j,2\n', {"decimal": ","}),
+        ("u~i~4.5\nv~j~2\n", {"separator": "~"}),
+        ("u,i,4.5\nv,j,2\n".encode("utf-16"), {}),
+        ("u,i,4.5\nv,j,2\n".encode("utf-16-le"), {"encoding": "utf-16-le"}),
+    ],
+)
+def test_published_forms(tmp_path, text, form):
+    ratings = read_entries(written(tmp_path, text), Format(**form))
+    assert named(ratings) == [("u", "i", 4.5), ("v", "j", 2.0)]
+
+
+def test_what_was_taken_for_a_header_is_told(tmp_path):
+    ratings = read_entries(written(tmp_path, "# made up\nid,movie,user,stars\n0,i,u,4\n"))
+    assert (ratings.header, ratings.comments) == (("user", "movie", "stars"), 1)
+    assert read_entries(written(tmp_path, "#1,i,4\n#2,j,5\n")).row_ids.tolist() == ["#1", "#2"]  # no comments
+
+
+def test_other_encodings_by_name(tmp_path):
+    path = written(tmp_path, "Zoë,Amélie,5\n".encode("latin-1"))
+    assert named(read_entries(path, Format(encoding="latin-1"))) == [("Zoë", "Amélie", 5.0)]
+    with pytest.raises(ValueError, match="unknown encoding: latin-one"):
+        read_entries(path, Format(encoding="latin-one"))
+    with pytest.raises(IsADirectoryError):
+        read_entries(tmp_path)
+
+
+PAIRS_TABLE = 'user;item;rating\nann;x;1\n"Doe, Jo";y, z;2\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ann;x\nDoe, Jo;y, z\n",
+        "\ufeffann;x\nDoe, Jo;y, z\n",
+        "ann\tx\nDoe, Jo\ty, z\n",
+        'user,item\nann,x\n"Doe, Jo","y, z"\n',
+        'item,user\nx,ann\n"y, z","Doe, Jo"\n',
+        'row,column,prediction\nann,x,0.5\n"Doe, Jo","y, z",1\n',
+        "# asked\nann;x\n\nDoe, Jo;y, z\n",
+        "ann;x\nDoe, Jo;y, z\n".encode("utf-16"),
+    ],
+)
+def test_pairs_are_read_as_the_table_is(tmp_path, text):
+    table = read_entries(written(tmp_path, PAIRS_TABLE))
+    rows, cols = read_pairs(written(tmp_path, text, "ask.csv"), table, Format())
+    assert (rows.tolist(), cols.tolist()) == ([0, 1], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("amn;x\nann;x\n", "line 1: 'amn;x': 'amn' is not a row of the table"),  # no header
+        ("ann;x\nann;u\u2028v\n", "line 2: .* is not a column of the table; it has 'x', 'y, z'"),
+        ("ann\n", r"line 1: 'ann' has 1 field\(s\)"),
+        ("", "empty"),
+        ("user;item\n", "a header but no pair"),
+        ("ann;x\n# more\n", "line 2"),
+    ],
+)
+def test_bad_pairs_are_named(tmp_path, text, expected):
+    table = read_entries(written(tmp_path, PAIRS_TABLE))
+    with pytest.raises(ValueError, match=expected) as caught:
+        read_pairs(written(tmp_path, text, "ask.csv"), table, Format())
+    assert "ask.csv" in str(caught.value)
+
+
 def test_names_that_look_like_numbers_stay_text(tmp_path):
     ratings = read_entries(written(tmp_path, "007,1.0,3\n7,1,4\n"))
     assert ratings.row_ids.tolist() == ["007", "7"]
@@ -86,14 +178,35 @@ def test_gzipped_text(tmp_path):
         ("row,col,value\n", "a header but no entry"),
         ("a,x,1\nb,y,two\n", "line 2: the value is 'two'; expected a number"),
         ("row,col,value\na,x,1\nb,y\n", "line 3: 'b,y' has 2 field"),
-        ("a b 1\n", r"line 1: 'a b 1' has 1 field\(s\); expected row, column, value"),
+        ("a b\n", r"line 1: 'a b' has 1 field\(s\); expected row, column, value"),
         ("a,x,nan\n", "line 1: the value is 'nan'; expected a finite number"),
         ("row,col,value\na,x,1\n\nb,y,inf\n", "line 4: the value is 'inf'"),
         ("a,x,\n", "line 1: the value is ''"),
-        ("a;x;3,5\nb;y;2,5\n", "line 2: the value is '2,5'; expected a number, with a point"),
+        ("a;x;3,5\nb;y;2,5\n", "line 1: the value is '3,5'; expected a number, with a point.*--decimal ,"),
         ("a,x,1\n,y,2\n", "line 2: .* empty name"),
         ('a,x,1\n"b,y,2\n', "line 2: unexpected end of data"),
-        (b"a,x,1\n\xff,y,2\n", "not UTF-8"),
+        (b"a,x,1\n\xff,y,2\n", "not UTF-8.*--encoding latin-1"),
+        # A first line that is wrong is no header.
+        *(
+            (f"a,x,{bad}\nb,y,2\n", rf"line 1: the value is '{re.escape(bad)}'")
+            for bad in ("4..5", "50%", "$5", "1999-01-01", "N/A", "1_0", "", "-", "NULL")
+        ),
+        ("a;x;1.234,5\nb;y;2\n", "line 1: the value is '1.234,5'"),
+        ("a,x,stars\na,y,2\n", "a, x, stars, was taken for a header, but 'a' occurs again"),
+        # A decimal comma makes a field too many.
+        ("u,i,1,5\nu,j,2,25\n", "'u,i,1,5' may hold a decimal comma.*--columns 1,2,3"),
+        ("u,i,1.234,5\nu,j,2,25\n", "may hold a decimal comma"),
+        ("user,item,rating\nu,i,1,5\n", "line 2: 'u,i,1,5' has 4 fields, the first line 3"),
+        ("u,i,4\nu,j,1,5\n", "line 2: 'u,j,1,5' has 4 fields"),
+        ("u i 4\nthe user j 1\n", "line 2: 'the user j 1' has 4 fields"),
+        # Which columns?
+        ("id,benutzer,film,note\n0,u,i,5\n", "line 1: the header has id, benutzer, film, note: which .*--columns"),
+        ("film,benutzer,note\nu,i,5\n", "which are row, column and value"),
+        ("0,ann,alien,5\n1,bob,alien,4\n", "which are row, column and value"),
+        ("a,x,1\n" + "n" * 2000 + ",x,2\n", "a name of 2000 characters"),
+        ("a,x,1\n" + "n" * 200_000 + ",x,2\n", "line 2: field larger than"),
+        ("n" * 200_000 + ",x,2\n", "line 1: "),
+        ("u\0,i,1\n", "NUL"),
     ],
 )
 def test_bad_text_is_named(tmp_path, text, expected):
@@ -166,6 +279,41 @@ def test_npz_of_arrays(tmp_path):
     assert read_entries(tmp_path / "b.npz").shape == (3, 2)
 
 
+@pytest.mark.parametrize("rows", [np.uint8, np.int32, np.uint64, ">i4"])
+@pytest.mark.parametrize("cols", [np.int64, np.uint16])
+def test_npz_indices_of_any_width(tmp_path, rows, cols):
+    last = 255
+    np.savez(tmp_path / "a.npz", rows=np.array([0, last], rows), cols=np.array([1, 0], cols), values=[0.5, 2])
+    ratings = read_entries(tmp_path / "a.npz")
+    assert ratings.shape == (256, 2)
+    assert named(ratings) == [(0, 1, 0.5), (last, 0, 2.0)]
+    matrix = sparse().tocsr()
+    arrays = {"format": b"csr", "shape": np.array([7, 5], rows), "data": matrix.data.astype(">f8")}
+    np.savez(tmp_path / "b.npz", indices=matrix.indices.astype(cols), indptr=matrix.indptr.astype(rows), **arrays)
+    assert np.array_equal(dense(read_entries(tmp_path / "b.npz")), matrix.toarray())
+
+
+def _is_whole(path):
+    """Whether the archive can be read all the same: not every bit of it matters."""
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            return {name: file[name].size for name in file.files} == {"rows": 50, "cols": 50, "values": 50}
+    except Exception:
+        return False
+
+
+def test_any_wrong_byte_of_an_npz_is_named(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, rows=np.arange(50), cols=np.arange(50), values=np.arange(50.0))
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(len(whole), size=400):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(broken))
+        with contextlib.nullcontext() if _is_whole(path) else pytest.raises(ValueError, match=re.escape(str(path))):
+            assert np.array_equal(read_entries(path).values, np.arange(50.0))
+
+
 GOOD = {"rows": [0, 1], "cols": [0, 1], "values": [1.0, 2.0]}
 
 
@@ -182,6 +330,10 @@ GOOD = {"rows": [0, 1], "cols": [0, 1], "values": [1.0, 2.0]}
         ({"shape": [2, 1]}, r"entry 1: \(1, 1\) lies outside the 2 x 1 table"),
         ({"shape": [2]}, "expected two integers"),
         ({"rows": [0, 2**40]}, "at most"),
+        ({"rows": np.array([0, 2**64 - 1], np.uint64)}, "at most"),
+        ({"rows": [0, 2**31 - 2]}, "out of proportion to 2 entries"),
+        ({"shape": [2**31 - 1, 2]}, "out of proportion"),
+        ({"values": np.array([1, np.finfo(np.longdouble).max])}, "double precision holds"),
         ({"rows": np.empty(0, int), "cols": np.empty(0, int), "values": []}, "no entries"),
     ],
 )
@@ -214,9 +366,11 @@ def test_damaged_csr_is_refused(tmp_path):
     scipy.sparse.save_npz(tmp_path / "a.npz", sparse().asformat("csr"))
     with np.load(tmp_path / "a.npz") as file:
         arrays = dict(file)
-    np.savez(tmp_path / "a.npz", **(arrays | {"indptr": arrays["indptr"][:-1]}))
-    with pytest.raises(ValueError, match="indptr"):
-        read_entries(tmp_path / "a.npz")
+    indptr = arrays["indptr"]
+    for bad in (indptr[:-1], indptr + 1, np.append(indptr, indptr[-1]), indptr[:, None], indptr[::-1]):
+        np.savez(tmp_path / "a.npz", **(arrays | {"indptr": bad}))
+        with pytest.raises(ValueError, match=r"a\.npz: indptr"):
+            read_entries(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("field", ["real", "integer"])
@@ -258,6 +412,14 @@ MM = "%%MatrixMarket matrix coordinate real general\n"
         (MM + "2 2 1\n1 1 nan\n", "line 3: the value is 'nan'"),
         (MM + "2 2 2\n1 1 1\n%\n1 x 1\n", "line 5: '1 x 1'"),
         (MM + "2 2 1\n1 1\n", "line 3: '1 1'; expected row number"),
+        (MM + "2 2 1\n1 1 5 7\n", "line 3: '1 1 5 7'; expected row number"),
+        (MM + "2 2 1\n1 1_0 5\n", "line 3: '1 1_0 5'; expected row number"),
+        (MM + f"2 2 1\n{2**70} 1 5\n", "line 3: entry .* lies outside"),
+        (MM + "1e30 2 1\n1 1 5\n", "line 2: the size is"),
+        (MM + "9" * 5000 + " 2 1\n1 1 5\n", "line 2: the size is"),
+        (MM + "2000000000 2 1\n1 1 5\n", "out of proportion to 1 entries"),
+        (MM + "2 2 1\n" + "9" * 5000 + " 1 5\n", "line 3: '999"),
+        (MM + "0 2 1\n1 1 5\n", "line 2: the size is 0 x 2"),
         (MM.replace("general", "symmetric") + "2 3 1\n1 1 1\n", "line 2: a symmetric matrix cannot be 2 x 3"),
     ],
 )
@@ -306,6 +468,68 @@ def test_result_is_not_overwritten_unasked(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cols.csv"]
     write_result(tmp_path, **result(), overwrite=True)
     assert (tmp_path / "cols.csv").read_text().startswith("index,id")
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("step", "count"), [("write", 1), ("sync", 1), ("sync", 4), ("rename", 1), ("rename", 4), ("rename", 6)]
+)
+def test_a_disk_that_fills_leaves_everything_as_it_was(tmp_path, monkeypatch, step, count):
+    """Whichever call fails: nothing of a first result, all of an old one."""
+    old, new = tmp_path / "old", tmp_path / "deep" / "new"
+    write_result(old, **result())
+    (old / "mine.txt").write_text("mine")
+    before = files(old)
+    owner, name = {"write": (np, "savez"), "sync": (os, "fsync"), "rename": (Path, "rename")}[step]
+    real = getattr(owner, name)
+    for folder in (old, new)[: 2 if count < 6 else 1]:  # eight renames to replace, four to write
+        calls = iter(range(1, 100))
+
+        def full(*args, _calls=calls, **rest):
+            if next(_calls) == count:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*args, **rest)
+
+        monkeypatch.setattr(owner, name, full)
+        with pytest.raises(OSError, match=r"No space left on device.*nothing was changed") as caught:
+            write_result(folder, **result(left=np.zeros((2, 1))), overwrite=True)
+        assert str(folder) in str(caught.value)
+        monkeypatch.setattr(owner, name, real)
+    assert files(old) == before
+    assert not (tmp_path / "deep").exists()
+
+
+def test_links_are_replaced_and_not_followed(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rows.csv").symlink_to(tmp_path / "elsewhere.csv")
+    with pytest.raises(FileExistsError, match=r"rows\.csv: already there"):
+        write_result(tmp_path / "out", **result())
+    (tmp_path / "elsewhere.csv").write_text("theirs")
+    write_result(tmp_path / "out", **result(), overwrite=True)
+    assert (tmp_path / "elsewhere.csv").read_text() == "theirs"
+    assert not (tmp_path / "out" / "rows.csv").is_symlink()
+    assert len(files(tmp_path / "out")) == 4
+
+
+def test_places_that_cannot_be_written_to_are_refused_beforehand(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "taken" / "rows.csv").mkdir(parents=True)
+    for folder, text in (
+        (tmp_path / "file", "file; expected a folder"),
+        (tmp_path / "file" / "below", "file; expected a folder"),
+        (tmp_path / "link", "link to nowhere"),
+        (tmp_path / ("n" * 300), "too long"),
+        (tmp_path / "/".join(["n" * 100] * 50), "too long"),
+        (tmp_path / "taken", "rows.csv is a folder"),
+    ):
+        with pytest.raises(OSError, match=text):
+            check_directory(folder, overwrite=True)
+    check_directory(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,11 @@ from lrjax.problem import Problem
 def check_rank(solver: Any, problem: Problem) -> None:
     """Raises a `ValueError` unless `1 <= max_rank <= min(shape)` and `1 <= rank <= max_rank`."""
     check_count("max_rank", solver.max_rank)
-    if solver.max_rank > min(problem.shape):
-        raise ValueError(f"max_rank must be at most min(shape) = {min(problem.shape)}; got {solver.max_rank}")
+    # Offsets take two columns of the factors, but none of the product.
+    offsets = 2 * bool(getattr(solver, "biases", False))
+    if solver.max_rank > min(problem.shape) + offsets:
+        besides = f" and {offsets} for offsets" if offsets else ""
+        raise ValueError(f"max_rank must be at most min(shape) = {min(problem.shape)}{besides}; got {solver.max_rank}")
     if (rank := getattr(solver, "rank", None)) is not None:
         check_range("rank", rank, low=1, high=solver.max_rank)
     if getattr(solver, "symmetric", False) and problem.shape[0] != problem.shape[1]:
