@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial, losses
-from lrjax._checks import check_choice, check_count, check_key, check_range
+from lrjax._checks import check_choice, check_count, check_key, check_range, real_array
 from lrjax._pytree import cast_floats, pytree, replace
 from lrjax._solve import Solution, solve
 from lrjax.factors import Factors
@@ -93,13 +93,13 @@ def select_rank(
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a lrjax.Problem; got {type(problem).__name__}")
-    problem = replace(problem, y=jnp.asarray(problem.y))
+    problem = replace(problem, y=real_array("y", problem.y))
     problem.check()
     check_key(key)
     check_choice("method", method, METHODS)
-    if check_count("max_rank", max_rank) > min(problem.shape):
+    max_rank, num_steps = check_count("max_rank", max_rank), check_count("num_steps", num_steps)
+    if max_rank > min(problem.shape):
         raise ValueError(f"max_rank must be at most min(shape) = {min(problem.shape)}; got {max_rank}")
-    check_count("num_steps", num_steps)
     check_range("holdout", holdout, low=0, high=0.9, open_low=True)
     check_range("tolerance", tolerance, low=0)
     if method == "gap":

@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax._checks import as_array, check_indices
 from lrjax._pytree import positional_pytree
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """Matrix product at full precision: accelerators may otherwise round float32 products to TF32 or bfloat16."""
-    return jnp.matmul(a, b, precision="highest")
+    # NumPy's arrays in another byte order would find the compiled product of native ones, and be misread.
+    return jnp.matmul(as_array("left operand", a), as_array("right operand", b), precision="highest")
 
 
 @positional_pytree
@@ -49,8 +51,22 @@ class Factors:
         return matmul(self.left, jnp.swapaxes(self.right, -1, -2))
 
     def entries(self, rows: Any, cols: Any) -> jax.Array:
-        """The entries `X[rows, cols]`, each a product of two rows of the factors."""
-        return jnp.sum(self.left[..., rows, :] * self.right[..., cols, :], axis=-1)
+        """The entries `X[rows, cols]`, each a product of two rows of the factors.
+
+        Args:
+            rows: integers in `[0, n1)`, of any shape; of traced ones the range cannot be checked.
+            cols: integers in `[0, n2)`, of a shape that broadcasts with it.
+
+        Raises:
+            ValueError: no integers, or outside of the matrix.
+        """
+        rows, cols = check_indices("rows", rows, self.shape[0]), check_indices("cols", cols, self.shape[1])
+        left, right = self._arrays()
+        return jnp.sum(left[..., rows, :] * right[..., cols, :], axis=-1)
+
+    def _arrays(self) -> tuple[jax.Array, jax.Array]:
+        """Both factors as JAX arrays, if they were given as NumPy's."""
+        return as_array("left", self.left), as_array("right", self.right)
 
     def matmul(self, v: jax.Array) -> jax.Array:
         """`X @ v` for `v` of shape `(n2,)` or `(n2, q)`."""
@@ -65,8 +81,9 @@ class Factors:
 
         Cost `O((n1 + n2) k^2)`. Returns at most `min(n1, n2, k)` singular triples.
         """
-        q_left, r_left = jnp.linalg.qr(self.left)
-        q_right, r_right = jnp.linalg.qr(self.right)
+        left, right = self._arrays()
+        q_left, r_left = jnp.linalg.qr(left)
+        q_right, r_right = jnp.linalg.qr(right)
         u, s, vt = jnp.linalg.svd(matmul(r_left, r_right.T), full_matrices=False)
         return matmul(q_left, u), s, matmul(q_right, vt.T)
 
@@ -87,8 +104,8 @@ class Factors:
 
     def norm(self) -> jax.Array:
         """Frobenius norm of `X`, from the triangular factors, so that it is accurate for nearly equal terms."""
-        r_left = jnp.linalg.qr(self.left, mode="r")
-        r_right = jnp.linalg.qr(self.right, mode="r")
+        left, right = self._arrays()
+        r_left, r_right = jnp.linalg.qr(left, mode="r"), jnp.linalg.qr(right, mode="r")
         return jnp.linalg.norm(matmul(r_left, r_right.T))
 
 
@@ -148,8 +165,13 @@ def difference_norm(a: Factors, b: Factors) -> jax.Array:
 
 
 def as_factors(x: "Factors | jax.Array") -> Factors:
-    """`x` itself, or a dense `(n1, n2)` matrix as `x @ I.T`."""
-    return x if isinstance(x, Factors) else Factors(x, jnp.eye(x.shape[1], dtype=x.dtype))
+    """`x` itself, or a dense `(n1, n2)` matrix as `x @ I.T`; NumPy's arrays as JAX's."""
+    if isinstance(x, Factors):
+        return Factors(*x._arrays())
+    x = as_array("matrix", x)
+    if x.ndim != 2:
+        raise ValueError(f"expected lrjax.Factors or a matrix (n1, n2); got an array of shape {x.shape}")
+    return Factors(x, jnp.eye(x.shape[1], dtype=x.dtype))
 
 
 def relative_error(estimate: Factors | jax.Array, truth: Factors | jax.Array) -> jax.Array:

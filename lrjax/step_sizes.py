@@ -4,6 +4,7 @@ A rule has `reference(y, weights)`, computed once, and `size(observation)`, call
 units that `SubgradientMethod` documents.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -63,7 +64,7 @@ def _safe_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 class Constant:
     """The same step always. Stops at an error of the order of the step: for the squared loss, or a first look."""
 
-    value: float | jax.Array
+    value: float | jax.Array = dataclasses.field(kw_only=False)
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
         return _no_reference(y)
@@ -80,7 +81,7 @@ class Geometric:
     sets `value` to one and a half times what is needed, at least 0.3, if it is `None`.
     """
 
-    value: float | jax.Array | None = None
+    value: float | jax.Array | None = dataclasses.field(default=None, kw_only=False)
     decay: float | jax.Array = 0.99
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -95,7 +96,7 @@ class Geometric:
 class Diminishing:
     """`value / (t + 1)^power`: convergence without any knowledge, but sublinear."""
 
-    value: float | jax.Array
+    value: float | jax.Array = dataclasses.field(kw_only=False)
     power: float | jax.Array = 0.5
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -112,7 +113,7 @@ class ResidualNormalized:
     Under gross outliers the mean never falls; use `ResidualQuantile`.
     """
 
-    value: float | jax.Array = 0.3
+    value: float | jax.Array = dataclasses.field(default=0.3, kw_only=False)
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
         return weighted_mean(jnp.abs(y), weights)
@@ -132,7 +133,7 @@ class ResidualQuantile:
     oscillates for ever where they are few. Costs a sort of the residuals per step.
     """
 
-    value: float | jax.Array = 0.3
+    value: float | jax.Array = dataclasses.field(default=0.3, kw_only=False)
     quantile: float | jax.Array = 0.35
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -156,7 +157,7 @@ class Polyak:
         optimum: mean absolute residual at the truth, known in simulations only.
     """
 
-    optimum: float | jax.Array
+    optimum: float | jax.Array = dataclasses.field(kw_only=False)
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
         return _no_reference(y)

@@ -124,7 +124,7 @@ class AlternatingMinimization:
     update_error: float | jax.Array | None = None
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     start: str = jax.tree.static(default="random")
     inner: str = jax.tree.static(default="exact")
     inner_steps: int | None = jax.tree.static(default=None)

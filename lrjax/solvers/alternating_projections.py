@@ -118,7 +118,7 @@ class AlternatingProjections:
     rank_threshold: float | jax.Array = 0.7
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
