@@ -49,7 +49,7 @@ LAYERS = (
     ("problem",),
     ("operators", "sketching", "losses"),
     ("linalg", "factors"),
-    ("_pytree", "_checks", "status"),
+    ("_pytree", "_checks", "_units", "status"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Not for the library itself: it must work without them.
