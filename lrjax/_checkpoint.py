@@ -113,7 +113,7 @@ def read_plan(path: str | Path) -> dict:
         if not isinstance(plan, dict) or "grid" not in plan:
             raise ValueError("it is no plan of a sweep")
         return plan
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{there} is not readable ({error}); remove the directory to start again") from error
 
 
@@ -125,12 +125,17 @@ def read_parts(path: str | Path, combo: int) -> list[tuple[dict, dict[int, dict[
             with file.open("rb") as stream, np.load(stream) as data:
                 meta = json.loads(str(data["meta"]))
                 values = {name.removeprefix("value_"): data[name] for name in data.files if name != "meta"}
-            if sorted(values) != meta["names"]:
+            if not values or sorted(values) != meta["names"]:
                 raise ValueError("outputs are missing")
+            ends = np.cumsum(meta["lengths"])
+            if len(ends) != len(meta["chunks"]) or any(len(array) != ends[-1] for array in values.values()):
+                raise ValueError(f"its chunks have {meta['lengths']} trials, other than its arrays")
+            if not all(isinstance(n, int) and n >= 0 for n in [*meta["chunks"], *meta["sizes"].values()]):
+                raise ValueError("its chunks have no proper numbers")
+            str(meta["fingerprint"]), meta["sizes"]["chunk"]
         except Exception as error:  # zipfile and NumPy raise a dozen kinds, depending on which byte is wrong
             warnings.warn(f"{file} is damaged ({error}) and left out: its trials run again", stacklevel=2)
             continue
-        ends = np.cumsum(meta["lengths"])
         cut = {name: np.split(array, ends[:-1]) for name, array in values.items()}
         found.append((meta, {c: {n: cut[n][i] for n in cut} for i, c in enumerate(meta["chunks"])}))
     return found

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lrjax._checks import check_count, check_key, check_range, check_real, check_shape
+from lrjax._checks import (
+    check_count,
+    check_flag,
+    check_indices,
+    check_key,
+    check_range,
+    check_real,
+    check_shape,
+    on_host,
+)
 from lrjax._pytree import pytree
 from lrjax._solve import Solution, iterate, solve
 from lrjax.factors import Factors, matmul
@@ -107,9 +116,9 @@ class Completion:
 
         Cost `q n2 k` multiply-adds and a partial sort of each row, a few thousand rows at a time.
         """
-        rows, _ = self._check_entries(rows, np.zeros_like(rows))
-        check_count("count", count)
-        n2 = self.factors.shape[1]
+        n1, n2 = self.factors.shape
+        rows, count = on_host("rows", check_indices("rows", rows, n1)), check_count("count", count)
+        include_seen = check_flag("include_seen", include_seen)
         if rows.ndim != 1 or count > n2:
             raise ValueError(f"rows must be one-dimensional and count at most {n2}; got {rows.shape} and {count}")
         seen_rows, seen_cols = np.asarray(self.seen.rows), np.asarray(self.seen.cols)
@@ -129,16 +138,16 @@ class Completion:
             scores = _scores(self.factors, self.offset, self.row_bias, self.col_bias, part)
             scores = scores.at[tuple(where)].set(-jnp.inf)
             found.append(jax.tree.map(np.asarray, jax.lax.top_k(scores, count)))
+        if not found:
+            return np.empty((0, count), np.int32), np.empty((0, count), self.factors.left.dtype)
         values, cols = (np.concatenate([f[i] for f in found]) for i in (0, 1))
         return np.where(np.isneginf(values), -1, cols), values
 
     def _check_entries(self, rows: Any, cols: Any) -> tuple[np.ndarray, np.ndarray]:
-        rows, cols = np.asarray(rows), np.asarray(cols)
+        n1, n2 = self.factors.shape
+        rows, cols = on_host("rows", check_indices("rows", rows, n1)), on_host("cols", check_indices("cols", cols, n2))
         if rows.shape != cols.shape:
             raise ValueError(f"rows and cols must have one shape; got {rows.shape} and {cols.shape}")
-        for name, index, n in (("rows", rows, self.factors.shape[0]), ("cols", cols, self.factors.shape[1])):
-            if index.size and not (0 <= index.min() and index.max() < n):
-                raise ValueError(f"{name} must lie in [0, {n}); got values from {index.min()} to {index.max()}")
         return rows, cols
 
 

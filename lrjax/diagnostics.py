@@ -64,7 +64,10 @@ def undetermined(rows: Any, cols: Any, shape: tuple[int, int], rank: int) -> tup
         [False, False, True]
     """
     rank, shape = check_count("rank", rank), check_shape(shape)
-    index = [on_host(name, check_indices(name, given, n)) for name, given, n in zip(("rows", "cols"), (rows, cols), shape, strict=True)]
+    index = [
+        on_host(name, check_indices(name, given, n))
+        for name, given, n in zip(("rows", "cols"), (rows, cols), shape, strict=True)
+    ]
     if index[0].ndim != 1 or index[0].shape != index[1].shape:
         raise ValueError(f"rows and cols must have one shape (m,); got {index[0].shape} and {index[1].shape}")
     alive, bad = [np.ones(n, bool) for n in shape], [np.zeros(n, bool) for n in shape]

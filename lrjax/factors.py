@@ -48,7 +48,8 @@ class Factors:
 
     def dense(self) -> jax.Array:
         """The `(n1, n2)` matrix itself; `n1 n2 k` multiplications and as much memory."""
-        return matmul(self.left, jnp.swapaxes(self.right, -1, -2))
+        left, right = self._arrays()
+        return matmul(left, jnp.swapaxes(right, -1, -2))
 
     def entries(self, rows: Any, cols: Any) -> jax.Array:
         """The entries `X[rows, cols]`, each a product of two rows of the factors.
