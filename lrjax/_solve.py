@@ -10,9 +10,14 @@ import numpy as np
 
 from lrjax import loop, status
 from lrjax._checks import as_array, check_count, check_key, check_settings, host_value, real_array
-from lrjax._pytree import cast_floats, pytree
+from lrjax._pytree import cast_floats, pytree, tree_where
+from lrjax._units import Units, times
 from lrjax.factors import Factors, as_factors, relative_error
 from lrjax.problem import Problem
+from lrjax.solvers import _common
+
+# A solve whose objective ends this many times above that of its start and of the zero matrix has diverged.
+RISE = 10.0
 
 
 @pytree
@@ -116,12 +121,12 @@ def iterate(
     """
     problem, solver, init, truth = _prepare(problem, solver, key, init, truth)
     num_steps, record_every = _check_steps(num_steps, record_every)
-    carry, row = _start(problem, solver, key, init, truth)
-    yield _solution(carry, jax.tree.map(lambda x: x[None], row))
+    carry, most, solution = _start(problem, solver, key, init, truth)
+    yield solution
     for block in range(num_steps // record_every):
         first = jnp.asarray(block * record_every, jnp.int32)
-        carry, row = _block(problem, solver, key, truth, carry, first, record_every=record_every)
-        yield _solution(carry, jax.tree.map(lambda x: x[None], row))
+        carry, solution = _block(problem, solver, key, truth, carry, most, first, record_every=record_every)
+        yield solution
         if int(carry[1]) != status.RUNNING:
             return
 
@@ -193,42 +198,92 @@ def _row(carry: tuple, truth: Factors | None) -> dict[str, jax.Array]:
     return row if truth is None else {**row, "relative_error": relative_error(state.factors, truth)}
 
 
-def _solution(carry: tuple, trace: dict[str, jax.Array]) -> Solution:
-    state, code, taken = carry
-    return Solution(factors=state.factors, status=code, num_steps=taken, trace=trace)
+def _in_units(problem: Problem, solver: Any) -> tuple[Problem, Any, Units | None]:
+    """Problem and solver in units in which the data are about one, so that no square leaves the range of the dtype."""
+    problem = Problem(problem.operator, problem.y, problem.weights, cast_floats(problem.loss, problem.y.dtype))
+    moved, units = problem.in_units()
+    inner = _common.in_units(solver, units)
+    if inner is None:
+        return problem, solver, None
+    return moved, cast_floats(inner, problem.y.dtype), units
 
 
-def _begin(problem, solver, key, init, truth):
-    problem = _canonical(problem)
+def _innermost(solver: Any) -> Any:
+    return _innermost(solver.solver) if hasattr(solver, "solver") else solver
+
+
+def _split(solver: Any, units: Units) -> tuple[jax.Array | int, jax.Array | int]:
+    """Units of the left and of the right factor; one of them may have none, because it is orthonormal for example."""
+    fixed = getattr(_innermost(solver), "unitless", None)
+    both = units.measurement
+    return {"left": (1, both), "right": (both, 1), None: (units.factor, units.factor)}[fixed]
+
+
+def _begin(problem, solver, units, key, init, truth):
     if init is not None:
         # In shard_map types say what varies over devices: a start that does not, where the data do, would change type.
         init = jax.tree.map(lambda x: x + loop.zero_like(problem.y[0]).astype(x.dtype), init)
-    carry = loop.start(solver.init(problem, jax.random.split(key)[0], init))
-    return carry, _row(carry, truth)
+        if units is not None:
+            left, right = _split(solver, units)
+            init = Factors(init.left / left, init.right / right)
+    state, code, taken = loop.start(solver.init(problem, jax.random.split(key)[0], init))
+    if (measured := problem.effective_weights()) is not None:
+        code = jnp.where(jnp.any(measured > 0), code, status.INVALID).astype(code.dtype)
+    carry = state, code, taken
+    # What no descent ends above: the objective of the start, and that of the zero matrix.
+    zero = problem.objective_of(-problem.observed())
+    most = jnp.where(zero > 0, jnp.maximum(zero, state.info["objective"]), jnp.inf)
+    return carry, _row(carry, _truth_in(units, truth)), jax.lax.stop_gradient(most)
 
 
-def _canonical(problem: Problem) -> Problem:
-    return Problem(problem.operator, problem.y, problem.weights, cast_floats(problem.loss, problem.y.dtype))
+def _truth_in(units: Units | None, truth: Factors | None) -> Factors | None:
+    if units is None or truth is None:
+        return truth
+    return Factors(truth.left / units.factor, truth.right / units.factor)
 
 
 def _steps(problem, solver, key):
-    return loop.guarded(partial(solver.step, _canonical(problem)), jax.random.split(key)[1])
+    return loop.guarded(partial(solver.step, problem), jax.random.split(key)[1])
 
 
 @partial(jax.jit, static_argnames=("num_steps", "record_every"))
 def _solve(problem, solver, key, init, truth, *, num_steps, record_every):
-    carry, first_row = _begin(problem, solver, key, init, truth)
-
-    row = partial(_row, truth=truth)
+    problem, solver, units = _in_units(problem, solver)
+    carry, first_row, most = _begin(problem, solver, units, key, init, truth)
+    row = partial(_row, truth=_truth_in(units, truth))
     carry, rows = loop.blocks(_steps(problem, solver, key), row, carry, num_steps, record_every)
     trace = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first_row, rows)
-    return _solution(carry, trace)
+    return _solution(solver, units, carry, trace, most)
 
 
-_start = jax.jit(_begin)
+def _solution(solver: Any, units: Units | None, carry: tuple, trace: dict[str, jax.Array], most: jax.Array) -> Solution:
+    """The result in the units of the data."""
+    state, code, taken = carry
+    factors = state.factors
+    # A lane without a finite start has no iterate to return.
+    none = code == status.INVALID
+    factors = tree_where(none, jax.tree.map(jnp.zeros_like, factors), factors)
+    risen = (state.info["objective"] > RISE * most) & (code != status.NONFINITE) & ~none
+    code = jnp.where(risen, status.DIVERGED, code).astype(code.dtype)
+    if units is not None:
+        left, right = _split(solver, units)
+        factors = Factors(factors.left * left, factors.right * right)
+        known = getattr(_innermost(solver), "info_units", lambda _: {})
+        given = {"objective": units.objective, **known(units)}
+        trace = {name: times(value, *given.get(name, ())) for name, value in trace.items()}
+    return Solution(factors=factors, status=code, num_steps=taken, trace=trace)
+
+
+@jax.jit
+def _start(problem, solver, key, init, truth):
+    problem, solver, units = _in_units(problem, solver)
+    carry, row, most = _begin(problem, solver, units, key, init, truth)
+    return carry, most, _solution(solver, units, carry, jax.tree.map(lambda x: x[None], row), most)
 
 
 @partial(jax.jit, static_argnames=("record_every",))
-def _block(problem, solver, key, truth, carry, first, *, record_every):
+def _block(problem, solver, key, truth, carry, most, first, *, record_every):
+    problem, solver, units = _in_units(problem, solver)
     carry = loop.advance(_steps(problem, solver, key), carry, first, record_every)
-    return carry, _row(carry, truth)
+    row = jax.tree.map(lambda x: x[None], _row(carry, _truth_in(units, truth)))
+    return carry, _solution(solver, units, carry, row, most)

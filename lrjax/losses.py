@@ -4,7 +4,14 @@ Each loss is a pytree with three elementwise methods of a residual `r = A(X) - y
 `value(r)`, `gradient(r)` (a subgradient where the loss has a kink) and `reweight(r, floor) = gradient(r) / r`, the
 weight of the quadratic that touches the loss at `r` from above (Huber 1964; majorise and minimise). `floor` is the size
 below which residuals count as zero; only a loss with a kink at zero needs it.
+
+Two more members say how a loss depends on units, and `solve` measures in units of the data where they are there:
+`degree`, the power of the residual with which the loss grows under a change of units, and `in_units(unit)`, the same
+loss of residuals divided by `unit`: `value(r) = unit^degree in_units(unit).value(r / unit)`. A loss without them is
+given the data as they are.
 """
+
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +22,12 @@ from lrjax._pytree import positional_pytree
 @positional_pytree
 class Squared:
     """`r^2 / 2`. The right loss for Gaussian noise; one gross outlier spoils it."""
+
+    degree: ClassVar[int] = 2
+
+    def in_units(self, unit: jax.Array) -> "Squared":
+        """Itself."""
+        return self
 
     def value(self, r: jax.Array) -> jax.Array:
         """`r^2 / 2`."""
@@ -32,6 +45,12 @@ class Squared:
 @positional_pytree
 class Absolute:
     """`|r|`. Exact recovery under gross sparse outliers; its subgradient at zero is taken as zero."""
+
+    degree: ClassVar[int] = 1
+
+    def in_units(self, unit: jax.Array) -> "Absolute":
+        """Itself."""
+        return self
 
     def value(self, r: jax.Array) -> jax.Array:
         """`|r|`."""
@@ -55,6 +74,12 @@ class Huber:
     """
 
     delta: float | jax.Array
+
+    degree: ClassVar[int] = 2
+
+    def in_units(self, unit: jax.Array) -> "Huber":
+        """The loss with `delta` in that unit."""
+        return Huber(self.delta / unit)
 
     def value(self, r: jax.Array) -> jax.Array:
         """Quadratic inside `delta`, linear outside."""

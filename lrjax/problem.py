@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from lrjax import losses
 from lrjax._checks import check_finite, check_range, check_real, host_value
 from lrjax._pytree import positional_pytree
+from lrjax._units import Units, exponent, power, unit_of
 from lrjax.factors import Factors
 
 
@@ -84,16 +85,42 @@ class Problem:
         return self.operator.adjoint_matmul(z, factors.right), self.operator.adjoint_rmatmul(z, factors.left)
 
     def relative_residual(self, residual: jax.Array) -> jax.Array:
-        """`||residual|| / ||y||` in the weighted Euclidean norm; the plain norm of the residual if `y` is zero."""
-        return self.relative_norm(jnp.sum(self.weighted(residual * residual)))
+        """`||residual|| / ||y||` in the weighted Euclidean norm; the plain norm of the residual if `y` is zero.
+
+        In any units of the measurements and the weights.
+        """
+        weights, y = self.effective_weights(), self.observed()
+        unit = unit_of(y)
+        residual, y = residual / unit, y / unit
+        weight = jnp.ones_like(y) if weights is None else weights / unit_of(weights)
+        size, square = jnp.sum(weight * y * y), jnp.sum(weight * residual * residual)
+        return _root(square / jnp.where(size > 0, size, 1))
+
+    def squared_norm(self, residual: jax.Array) -> jax.Array:
+        """`||residual||^2` in the weighted Euclidean norm, of a problem in units of about one."""
+        return jnp.sum(self.weighted(residual * residual))
 
     def relative_norm(self, square: jax.Array) -> jax.Array:
-        """The same from `||residual||^2`, where that is known already."""
-        y = self.observed()
-        scale = jnp.sum(self.weighted(y * y))
-        # The root's derivative at an exact fit would be infinite; there the residual is reported as zero.
-        ratio = square / jnp.where(scale > 0, scale, 1)
-        return jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), 0)
+        """The relative residual from `||residual||^2`, of a problem in units of about one."""
+        scale = self.squared_norm(self.observed())
+        return _root(square / jnp.where(scale > 0, scale, 1))
+
+    def in_units(self) -> tuple["Problem", Units]:
+        """The same problem with measurements and weights of about one, and the powers of two they were divided by.
+
+        A loss that does not say how it depends on units is left its measurements.
+        """
+        loss, weights, dtype = self.loss, self.weights, self.y.dtype
+        factor = weight = jnp.ones((), dtype)
+        if knows := callable(getattr(loss, "in_units", None)):
+            factor = power(exponent(self.observed()) // 2, dtype)
+            loss = loss.in_units(factor * factor)
+        if weights is not None:
+            weight = unit_of(weights)
+            weights = weights / weight
+        y = self.y / factor / factor if knows else self.y
+        units = Units(factor=factor, weight=weight, degree=loss.degree if knows else 0)
+        return Problem(self.operator, y, weights, loss), units
 
     def check(self) -> None:
         """Raises a `ValueError` naming the first thing wrong with the problem; values are checked outside jit only."""
@@ -136,3 +163,8 @@ class Problem:
         if weights is not None and (host := host_value(weights)) is not None and not (host > 0).any():
             raise ValueError("every weight is zero: there are no measurements")
         check_finite("y (where its weight is positive)", self.observed())
+
+
+def _root(square: jax.Array) -> jax.Array:
+    # The derivative of the root at an exact fit would be infinite; there the residual is reported as zero. NaN stays.
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), square)

@@ -9,14 +9,19 @@ CONVERGED = 1
 NONFINITE = 2
 STALLED = 3
 SCHEDULE_TOO_SHORT = 4
+DIVERGED = 5
+INVALID = 6
 
 MESSAGES = (
     "step budget used before the tolerance was met; raise num_steps or loosen the tolerance",
     "converged",
-    "the next iterate was not finite; the last finite one is returned. A smaller step_size usually helps",
+    "the next iterate was not finite; the last finite one is returned. If the solver has a step_size, a smaller one "
+    "usually helps",
     "no progress: the iterate stopped moving above the requested tolerance",
     "the geometric step schedule ends before a start this small can grow; raise step_size, the decay factor "
     "or initial_scale, or pass check_budget=False to run it all the same",
+    "the objective ended far above that of the start; a smaller step_size, another start or another loss may help",
+    "there is nothing to start from: data or start of this lane are not finite, or every weight is zero",
 )
 
 

@@ -1,7 +1,8 @@
 """Step-size rules of the subgradient method.
 
 A rule has `reference(y, weights)`, computed once, and `size(observation)`, called at each step. Sizes are in the
-units that `SubgradientMethod` documents.
+units that `SubgradientMethod` documents. `in_units(unit, relative=...)` is the rule for residuals divided by `unit`,
+`relative` where `reference` is asked for; a rule without it is given the data as they are.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lrjax._pytree import pytree
+from lrjax._pytree import pytree, replace
 
 
 class Observation(NamedTuple):
@@ -66,6 +67,10 @@ class Constant:
 
     value: float | jax.Array = dataclasses.field(kw_only=False)
 
+    def in_units(self, unit: jax.Array, *, relative: bool) -> "Constant":
+        """Itself: steps have the units of the solver, not of the data."""
+        return self
+
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
         return _no_reference(y)
 
@@ -84,6 +89,10 @@ class Geometric:
     value: float | jax.Array | None = dataclasses.field(default=None, kw_only=False)
     decay: float | jax.Array = 0.99
 
+    def in_units(self, unit: jax.Array, *, relative: bool) -> "Geometric":
+        """Itself: steps have the units of the solver, not of the data."""
+        return self
+
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
         return _no_reference(y)
 
@@ -98,6 +107,10 @@ class Diminishing:
 
     value: float | jax.Array = dataclasses.field(kw_only=False)
     power: float | jax.Array = 0.5
+
+    def in_units(self, unit: jax.Array, *, relative: bool) -> "Diminishing":
+        """Itself: steps have the units of the solver, not of the data."""
+        return self
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
         return _no_reference(y)
@@ -114,6 +127,10 @@ class ResidualNormalized:
     """
 
     value: float | jax.Array = dataclasses.field(default=0.3, kw_only=False)
+
+    def in_units(self, unit: jax.Array, *, relative: bool) -> "ResidualNormalized":
+        """The rule for residuals divided by `unit`: where they are not compared with `y`, `value` is per unit."""
+        return self if relative else replace(self, value=self.value * unit)
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
         return weighted_mean(jnp.abs(y), weights)
@@ -135,6 +152,10 @@ class ResidualQuantile:
 
     value: float | jax.Array = dataclasses.field(default=0.3, kw_only=False)
     quantile: float | jax.Array = 0.35
+
+    def in_units(self, unit: jax.Array, *, relative: bool) -> "ResidualQuantile":
+        """The rule for residuals divided by `unit`: where they are not compared with `y`, `value` is per unit."""
+        return self if relative else replace(self, value=self.value * unit)
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
         return measured_quantile(jnp.abs(y), weights, self.quantile)
@@ -158,6 +179,10 @@ class Polyak:
     """
 
     optimum: float | jax.Array = dataclasses.field(kw_only=False)
+
+    def in_units(self, unit: jax.Array, *, relative: bool) -> "Polyak":
+        """The rule for residuals divided by `unit`."""
+        return Polyak(optimum=self.optimum / unit)
 
     def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
         return _no_reference(y)

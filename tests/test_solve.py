@@ -122,7 +122,7 @@ def test_a_start_that_is_not_finite_is_reported_and_left_alone():
     problem, _ = small()
     start = lr.Factors(jnp.full((5, 1), jnp.nan), jnp.ones((4, 1)))
     solution = lr.solve(problem, GD, KEY, num_steps=5, init=start)
-    assert (int(solution.status), int(solution.num_steps)) == (status.NONFINITE, 0)
+    assert (int(solution.status), int(solution.num_steps)) == (status.INVALID, 0)
     assert solution.trace["step"].tolist() == [0] * 6
     with pytest.raises(status.SolveError, match="not finite"):
         solution.check()

@@ -101,8 +101,8 @@ def guard_ridge(
 ) -> jax.Array:
     """`gram + ridge I`, made safely positive definite.
 
-    Rows with fewer measurements than unknowns are under-determined, and fitting them exactly is what makes
-    unregularised alternating minimization blow up: they get a tenth of their mean diagonal, every other row a
+    Without a ridge rows with fewer measurements than unknowns are under-determined, and fitting them exactly is what
+    makes unregularised alternating minimization blow up: they get a tenth of their mean diagonal, every other row a
     few epsilons of it. Rows without any measurement get the identity and so come out as zero.
 
     Args:
@@ -130,10 +130,18 @@ def guard_shift(
     """What `guard_ridge` adds to the diagonals, from their sums `(n,)`."""
     in_use = jnp.asarray(k, diagonal.dtype) if mask is None else jnp.sum(mask)
     # Four epsilons: no more than the rounding error of the Gram matrix, which is the floor of what can be recovered.
-    few = count.astype(diagonal.dtype) < in_use
+    few = under_determined(count, in_use, ridge)
     relative = jnp.where(few, 0.1, 4 * jnp.finfo(diagonal.dtype).eps).astype(diagonal.dtype)
     shift = ridge + (relative + damping) * diagonal / in_use
     return jnp.where(diagonal + ridge > 0, shift, jnp.ones_like(shift))
+
+
+def under_determined(count: jax.Array, columns: jax.Array, ridge: jax.Array) -> jax.Array:
+    """Rows with fewer measurements than columns and no ridge that would decide: those that the guard damps.
+
+    A ridge that was asked for decides, however small: more of it would move the minimiser.
+    """
+    return (count.astype(columns.dtype) < columns) & (ridge == 0)
 
 
 def masked_gram(weights: jax.Array, factor: jax.Array) -> jax.Array:
@@ -164,7 +172,9 @@ class RowProblem:
         by_count: multiply the penalty by the number of measurements of the row.
         nonnegative: no entry of the row may be negative.
         damping: further ridge, relative to the mean diagonal of the row's normal matrix.
-        unit: a column whose coefficient is fixed at one: what it holds is subtracted from the measurements.
+        unit: a column whose coefficient is fixed at `unit_value`: what it holds, times that, is subtracted from the
+            measurements.
+        unit_value: that coefficient.
         sketched: solve rows with enough measurements by way of a sketch, on operators that can.
     """
 
@@ -172,6 +182,7 @@ class RowProblem:
     mask: jax.Array | None = None
     damping: jax.Array | float = 0.0
     sketched: Any = None
+    unit_value: jax.Array | float = 1.0
     unit: int | None = jax.tree.static(default=None)
     by_count: bool = jax.tree.static(default=False)
     nonnegative: bool = jax.tree.static(default=False)
@@ -202,8 +213,8 @@ class RowProblem:
         """The columns of a factor with free coefficients (the fixed one zeroed), and the fixed one `(n,)`, if any."""
         if self.unit is None:
             return factor, None
-        return factor.at[:, self.unit].set(0), factor[:, self.unit]
+        return factor.at[:, self.unit].set(0), self.unit_value * factor[:, self.unit]
 
     def finish(self, solution: jax.Array) -> jax.Array:
         """The rows with the fixed coefficient put in."""
-        return solution if self.unit is None else solution.at[:, self.unit].set(1)
+        return solution if self.unit is None else solution.at[:, self.unit].set(self.unit_value)

@@ -9,6 +9,7 @@ import numpy as np
 from lrjax import losses, status
 from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree
+from lrjax._units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
 
@@ -22,6 +23,20 @@ def check_rank(solver: Any, problem: Problem) -> None:
         check_range("rank", rank, low=1, high=solver.max_rank)
     if getattr(solver, "symmetric", False) and problem.shape[0] != problem.shape[1]:
         raise ValueError(f"symmetric=True needs a square matrix; the problem has shape {problem.shape}")
+
+
+def in_units(solver: Any, units: Units) -> Any | None:
+    """The solver for a problem in those units; `None` if it wants the data as they are, as one of a user's own may."""
+    return solver.in_units(units) if callable(getattr(solver, "in_units", None)) else None
+
+
+def rule_in_units(rule: Any, units: Units, *, relative: bool) -> tuple[Any, bool]:
+    """A step rule, or `None` or a number, in those units, and whether it knows them."""
+    if not hasattr(rule, "reference"):
+        return rule, True
+    if not callable(getattr(rule, "in_units", None)):
+        return rule, False
+    return rule.in_units(units.measurement, relative=relative), True
 
 
 def exact_fit(before: jax.Array, after: jax.Array, tolerance: float | jax.Array | None) -> jax.Array:
@@ -57,7 +72,8 @@ class FirstOrderState:
 
 def describe(problem: Problem, residual: jax.Array) -> dict[str, jax.Array]:
     """The two scalars that every solver reports: `objective` and `residual` (relative, weighted Euclidean)."""
-    return {"objective": problem.objective_of(residual), "residual": problem.relative_residual(residual)}
+    relative = problem.relative_norm(problem.squared_norm(residual))
+    return {"objective": problem.objective_of(residual), "residual": relative}
 
 
 def describe_square(problem: Problem, square: jax.Array) -> dict[str, jax.Array]:

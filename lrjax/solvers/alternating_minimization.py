@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from lrjax import initial, losses, status
 from lrjax._checks import check_choice, check_count, check_range
-from lrjax._pytree import pytree
+from lrjax._pytree import pytree, replace
+from lrjax._units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.linalg.krylov import conjugate_gradient
 from lrjax.linalg.rows import RowProblem
@@ -98,6 +99,7 @@ class AlternatingMinimization:
         biases: fit an offset of every row and column together with the rest: the last two columns of the factors are
             then `(row offsets, ones)` on the left and `(ones, column offsets)` on the right, and count in `max_rank`;
             on entries, with `orthonormalize=False`.
+        bias_value: what stands in those columns of ones. A ridge weighs the offsets times its inverse square.
 
     Cost per step on `|Omega|` entries: `|Omega| k (k + 1)` flops twice for `exact`, `O(|Omega| k)` per `cg` step;
     elsewhere one forward and one adjoint product per conjugate gradient step.
@@ -123,6 +125,7 @@ class AlternatingMinimization:
     fresh_fraction: float | jax.Array | None = None
     update_error: float | jax.Array | None = None
     tolerance: float | jax.Array | None = None
+    bias_value: float | jax.Array = 1.0
     rank: int | jax.Array | None = None
     max_rank: int = jax.tree.static(kw_only=False)
     start: str = jax.tree.static(default="random")
@@ -157,6 +160,7 @@ class AlternatingMinimization:
         check_range("fresh_fraction", self.fresh_fraction, low=0, high=1, open_low=True)
         check_range("update_error", self.update_error, low=0)
         check_range("tolerance", self.tolerance, low=0)
+        check_range("bias_value", self.bias_value, low=0, open_low=True)
         if self.trim and not problem.operator.entrywise:
             raise ValueError("trim=True is defined for measurements of entries only")
         if self.trim and not isinstance(problem.loss, losses.Squared):
@@ -176,6 +180,18 @@ class AlternatingMinimization:
             )
         if self.start != "spectral" and (self.trim or self.clip is not None):
             raise ValueError(f"trim and clip belong to start='spectral'; got start={self.start!r}")
+
+    @property
+    def unitless(self) -> str | None:
+        """The right factor, where it is orthonormal."""
+        return "right" if self.orthonormalize else None
+
+    def in_units(self, units: Units) -> "AlternatingMinimization":
+        """The ridge in the units of the objective over those of what it penalises."""
+        # One factor in the units of the matrix, squared; or both in their common unit, squared.
+        power = 2 if self.orthonormalize else 1
+        ridge = self.ridge / units.weight * units.measurement ** (power - units.degree if units.degree else 0)
+        return replace(self, ridge=ridge, bias_value=self.bias_value / units.factor)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> AltMinState:
         """The random or spectral start, or given factors."""
@@ -218,8 +234,8 @@ class AlternatingMinimization:
             left = initial.keep_columns(left, self._mask(dtype)) * jnp.sqrt(jnp.sqrt(jnp.where(square > 0, square, 1)))
         left, right = jnp.abs(left) if self.nonnegative else left, jnp.zeros((n2, k), dtype)
         if self.biases:
-            left = left.at[:, -2].set(0).at[:, -1].set(1)
-            right = right.at[:, -2].set(1)
+            left = left.at[:, -2].set(0).at[:, -1].set(self.bias_value)
+            right = right.at[:, -2].set(self.bias_value)
         return Factors(left, right)
 
     def _spectral(self, problem: Problem, key: jax.Array) -> Factors:
@@ -360,6 +376,7 @@ class AlternatingMinimization:
                 nonnegative=self.nonnegative,
                 damping=state.damping,
                 sketched=self._sketched(moving, key_sample) if self.inner == "sketched" else None,
+                unit_value=self.bias_value,
                 unit=unit,
             )
             new, square = solve(fixed, data, row)

@@ -1,6 +1,6 @@
 """Alternating projections for robust PCA: a low-rank matrix under sparse gross errors, entries seen densely."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from lrjax import initial, status
 from lrjax._checks import check_range
 from lrjax._pytree import pytree
+from lrjax._units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
 from lrjax.solvers import _common
@@ -120,6 +121,8 @@ class AlternatingProjections:
     rank: int | jax.Array | None = None
     max_rank: int = jax.tree.static(kw_only=False)
 
+    unitless: ClassVar[str] = "right"
+
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
         _common.check_rank(self, problem)
@@ -134,6 +137,14 @@ class AlternatingProjections:
         check_range("last_threshold", self.last_threshold, low=0)
         check_range("rank_threshold", self.rank_threshold, low=0)
         check_range("tolerance", self.tolerance, low=0)
+
+    def in_units(self, units: Units) -> "AlternatingProjections":
+        """Itself: every setting is relative to the data."""
+        return self
+
+    def info_units(self, units: Units) -> dict[str, tuple[jax.Array, ...]]:
+        """Units of what `info` adds."""
+        return {"threshold": (units.measurement,)}
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> ProjectionsState:
         """Zero, with a search space from random products of the clipped data; or given factors."""

@@ -9,6 +9,7 @@ import numpy as np
 from lrjax import losses
 from lrjax._checks import check_count, check_range, host_value
 from lrjax._pytree import pytree
+from lrjax._units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
 from lrjax.solvers import _common
@@ -56,6 +57,7 @@ class BlindGainDescent:
     bisections: int = jax.tree.static(default=60)
 
     max_rank: ClassVar[int] = 1
+    unitless: ClassVar[str] = "left"
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
@@ -75,6 +77,10 @@ class BlindGainDescent:
                     raise ValueError(f"{name} must have orthonormal columns: take numpy.linalg.qr(basis)[0]")
                 if name == "gain_basis" and not np.abs(host @ host.sum(axis=0) - 1).max() < 1e-2:
                     raise ValueError("the span of gain_basis must contain the vector of ones")
+
+    def in_units(self, units: Units) -> "BlindGainDescent":
+        """Itself: every setting is relative to the data."""
+        return self
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
         """Gains of one and the best multiple of the adjoint image; given factors are scaled to mean gain one."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from lrjax import initial, losses, status
 from lrjax._checks import check_choice, check_count, check_range
 from lrjax._pytree import pytree
+from lrjax._units import Units
 from lrjax.factors import Factors, best_rank, matmul
 from lrjax.linalg.krylov import counted_conjugate_gradient
 from lrjax.operators.coupled import coupling
@@ -153,6 +154,15 @@ class GaussNewton:
         if _robust(problem) and self.variant != "ridge":
             raise ValueError(f"variant must be 'ridge' with the absolute loss; got {self.variant!r}")
 
+    def in_units(self, units: Units) -> "GaussNewton":
+        """Itself: every setting is relative to the data."""
+        return self
+
+    def info_units(self, units: Units) -> dict[str, tuple[jax.Array, ...]]:
+        """Units of what `info` adds: those of the absolute loss, whose degree is one."""
+        absolute = {"scale": (units.measurement,), "ridge": (units.weight, units.measurement)}
+        return absolute if units.degree == 1 else {}
+
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> GaussNewtonState:
         """The spectral start (absolute loss: of the measurements by weight), or given factors."""
         key_start, key_gain = jax.random.split(key)
@@ -168,7 +178,7 @@ class GaussNewton:
             residual = problem.residual(factors)
         gain = initial.gain(problem, key_gain, symmetric=False)
         ridge = jnp.asarray(self.ridge, problem.y.dtype) + 0 * gain
-        misfit = problem.relative_residual(residual)
+        misfit = problem.relative_norm(problem.squared_norm(residual))
         return GaussNewtonState(
             factors=factors,
             point=factors,
@@ -199,7 +209,7 @@ class GaussNewton:
             point = Factors(keep * u + new_u, keep * v + new_v)
         answer = self._keep(best_rank(estimate, self.max_rank))
         residual = problem.residual(answer)
-        misfit = problem.relative_residual(residual)
+        misfit = problem.relative_norm(problem.squared_norm(residual))
         ridge, lowest, waited = self._next_ridge(state, misfit)
         info = self._info(problem, answer, residual, state.scale, ridge, taken)
         before = state.info["residual"]

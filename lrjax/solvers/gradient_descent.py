@@ -8,7 +8,8 @@ import optax
 
 from lrjax import initial
 from lrjax._checks import check_choice, check_range
-from lrjax._pytree import pytree
+from lrjax._pytree import pytree, replace
+from lrjax._units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
 from lrjax.solvers import _common
@@ -56,7 +57,7 @@ class GradientDescent:
         rebalance: whether to rebalance once (asymmetric only).
         relative: units, see above.
         optimizer: an `optax.GradientTransformation` instead of the plain step; build it once per process. It is fed
-            the gradient in the units above, and started afresh after a rebalancing.
+            gradient and factors in the units above, and started afresh after a rebalancing.
 
     Cost: one forward and two adjoint products a step; the rebalancing one thin SVD, under vmap at every step.
 
@@ -102,6 +103,21 @@ class GradientDescent:
         if self.rebalance and self.symmetric:
             raise ValueError("rebalance=True needs two factors; tied ones (symmetric=True) cannot be rebalanced")
 
+    def in_units(self, units: Units) -> "GradientDescent | None":
+        """Step and scales, if they are absolute, in units of the data; an optimizer then wants the data as they are."""
+        if self.relative:
+            return self
+        if self.optimizer is not None:
+            return None
+        step = DEFAULT_STEP if self.step_size is None else self.step_size
+        beta = self.rebalance_scale
+        return replace(
+            self,
+            step_size=step * units.measurement ** max(units.degree - 1, 0),
+            initial_scale=self.initial_scale / units.factor,
+            rebalance_scale=None if beta is None else beta / units.factor,
+        )
+
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
         """The small random or spectral start, or given factors."""
         key_start, key_gain, key_unit = jax.random.split(key, 3)
@@ -125,7 +141,7 @@ class GradientDescent:
                 rank=self.rank,
                 dtype=problem.y.dtype,
             )
-        optimizer_state = None if self.optimizer is None else self.optimizer.init(self._parameters(factors))
+        optimizer_state = self._fresh(factors, unit)
         extra = _Extra(
             unit=unit, gain=gain, optimizer_state=optimizer_state, rebalanced=jnp.zeros_like(gain, dtype=bool)
         )
@@ -133,6 +149,11 @@ class GradientDescent:
 
     def _parameters(self, factors: Factors) -> Any:
         return factors.left if self.symmetric else (factors.left, factors.right)
+
+    def _fresh(self, factors: Factors, unit: jax.Array) -> Any:
+        if self.optimizer is None:
+            return None
+        return self.optimizer.init(_times(self._parameters(factors), 1 / jnp.sqrt(unit)))
 
     def _at(self, problem: Problem, factors: Factors, extra: _Extra) -> FirstOrderState:
         residual = problem.residual(factors)
@@ -143,7 +164,9 @@ class GradientDescent:
     def step(self, problem: Problem, state: FirstOrderState, key: jax.Array) -> tuple[FirstOrderState, jax.Array]:
         """One step, and the rebalancing once it is due."""
         factors, extra = state.factors, state.extra
-        z = problem.weighted(problem.loss.gradient(state.residual)) / (extra.gain * extra.unit)
+        # The gradient of the absolute loss has no units: a step of its own size is relative already.
+        unit = extra.unit if getattr(problem.loss, "degree", 2) == 2 else jnp.ones_like(extra.unit)
+        z = problem.weighted(problem.loss.gradient(state.residual)) / (extra.gain * unit)
         if self.symmetric:
             gradient = problem.operator.symmetric_adjoint_matmul(z, factors.left) / 2
         else:
@@ -156,8 +179,10 @@ class GradientDescent:
             eta = DEFAULT_STEP if self.step_size is None else self.step_size
             parameters = jax.tree.map(lambda p, g: p - eta * g, parameters, gradient)
         else:
-            updates, optimizer_state = self.optimizer.update(gradient, optimizer_state, parameters)
-            parameters = jax.tree.map(jnp.add, parameters, updates)
+            root = jnp.sqrt(extra.unit)
+            given = _times((gradient, parameters), 1 / root)
+            updates, optimizer_state = self.optimizer.update(given[0], optimizer_state, given[1])
+            parameters = jax.tree.map(jnp.add, parameters, _times(updates, root))
         new = Factors(parameters, parameters) if self.symmetric else Factors(*parameters)
         extra = _Extra(unit=extra.unit, gain=extra.gain, optimizer_state=optimizer_state, rebalanced=extra.rebalanced)
         state_new = self._at(problem, new, extra)
@@ -184,10 +209,14 @@ class GradientDescent:
             unit=state.extra.unit,
             gain=state.extra.gain,
             # Momentum of the old coordinates would push the new ones the wrong way.
-            optimizer_state=None if self.optimizer is None else self.optimizer.init(self._parameters(factors)),
+            optimizer_state=self._fresh(factors, state.extra.unit),
             rebalanced=jnp.ones_like(state.extra.rebalanced),
         )
         return FirstOrderState(factors=factors, residual=state.residual, info=state.info, extra=extra)
+
+
+def _times(tree: Any, factor: jax.Array) -> Any:
+    return jax.tree.map(lambda x: x * factor, tree)
 
 
 def _smallest_signal(s: jax.Array) -> jax.Array:

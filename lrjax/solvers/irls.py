@@ -25,6 +25,7 @@ import numpy as np
 from lrjax import initial, losses, status
 from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree
+from lrjax._units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
 from lrjax.linalg.svd import attach_derivative, truncated_svd
@@ -135,6 +136,14 @@ class IRLS:
             )
         if not isinstance(problem.loss, losses.Squared):
             raise ValueError(f"IRLS fits the entries exactly and needs losses.Squared(); got {problem.loss!r}")
+
+    def in_units(self, units: Units) -> "IRLS":
+        """Itself: every setting is relative to the data."""
+        return self
+
+    def info_units(self, units: Units) -> dict[str, tuple[jax.Array, ...]]:
+        """Units of what `info` adds."""
+        return {"epsilon": (units.measurement,)}
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> IRLSState:
         """The observed entries filled with zeros, or with the given factors, and their singular values."""

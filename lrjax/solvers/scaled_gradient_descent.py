@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from lrjax import initial
 from lrjax._checks import check_choice, check_range
 from lrjax._pytree import pytree
+from lrjax._units import Units
 from lrjax.factors import Factors
 from lrjax.losses import Squared
 from lrjax.problem import Problem
@@ -80,6 +81,10 @@ class ScaledGradientDescent:
         check_range("step_size", self.step_size, low=0, open_low=True)
         check_range("damping", self.damping, low=0)
         check_range("tolerance", self.tolerance, low=0)
+
+    def in_units(self, units: Units) -> "ScaledGradientDescent":
+        """Itself: every setting is relative to the data."""
+        return self
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
         """The spectral start, or given factors."""

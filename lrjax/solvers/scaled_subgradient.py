@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from lrjax import initial, status, step_sizes
 from lrjax._checks import check_range
-from lrjax._pytree import pytree
+from lrjax._pytree import pytree, replace
+from lrjax._units import Units
 from lrjax.factors import Factors
 from lrjax.problem import Problem
 from lrjax.solvers import _common
@@ -83,6 +84,15 @@ class ScaledSubgradient:
             entrywise = problem.operator.entrywise
             return step_sizes.Geometric(value=1.0, decay=0.95) if entrywise else step_sizes.ResidualQuantile(value=1.5)
         return self.step_size if hasattr(self.step_size, "reference") else step_sizes.Constant(value=self.step_size)
+
+    def in_units(self, units: Units) -> "ScaledSubgradient | None":
+        """Polyak's optimum in units of the data; the rest is relative to them."""
+        rule, known = _common.rule_in_units(self.step_size, units, relative=True)
+        return replace(self, step_size=rule) if known else None
+
+    def info_units(self, units: Units) -> dict[str, tuple[jax.Array, ...]]:
+        """Units of what `info` adds."""
+        return {"step_size": (units.measurement,)}
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
         """The truncated spectral start, or given factors."""

@@ -1,11 +1,14 @@
 """Singular value projection: gradient steps, each followed by the best approximation of rank `max_rank`."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
 from lrjax import initial
 from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree
+from lrjax._units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
 from lrjax.solvers import _common
@@ -51,6 +54,8 @@ class SingularValueProjection:
     max_rank: int = jax.tree.static(kw_only=False)
     power_steps: int = jax.tree.static(default=1)
 
+    unitless: ClassVar[str] = "right"
+
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
         _common.check_rank(self, problem)
@@ -58,6 +63,10 @@ class SingularValueProjection:
         check_count("power_steps", self.power_steps)
         check_range("step_size", self.step_size, low=0, open_low=True)
         check_range("tolerance", self.tolerance, low=0)
+
+    def in_units(self, units: Units) -> "SingularValueProjection":
+        """Itself: every setting is relative to the data."""
+        return self
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
         """The spectral start, or given factors."""

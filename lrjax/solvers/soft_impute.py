@@ -1,13 +1,14 @@
 """Soft-impute: least squares with a nuclear-norm penalty, by proximal gradient steps on factors."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from lrjax import initial, status
 from lrjax._checks import check_count, check_range
-from lrjax._pytree import pytree
+from lrjax._pytree import pytree, replace
+from lrjax._units import Units
 from lrjax.factors import Factors, difference_norm, matmul
 from lrjax.problem import Problem
 from lrjax.solvers import _common
@@ -95,6 +96,8 @@ class SoftImpute:
     accelerate: bool = jax.tree.static(default=True)
     power_steps: int = jax.tree.static(default=1)
 
+    unitless: ClassVar[str] = "right"
+
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
         _common.check_rank(self, problem)
@@ -103,6 +106,18 @@ class SoftImpute:
         check_range("penalty", self.penalty, low=0, high=1 if self.relative else None)
         check_range("decay", self.decay, low=0, high=1 - 1e-6)
         check_range("tolerance", self.tolerance, low=0)
+
+    def in_units(self, units: Units) -> "SoftImpute":
+        """The penalty, if it is absolute, in units of the objective per unit of the matrix."""
+        if self.relative:
+            return self
+        return replace(self, penalty=self.penalty / units.weight / units.measurement ** (units.degree - 1))
+
+    def info_units(self, units: Units) -> dict[str, tuple[jax.Array, ...]]:
+        """Units of what `info` adds."""
+        measurement = units.measurement
+        penalty = (units.weight, *[measurement] * (units.degree - 1))
+        return {"nuclear_norm": (measurement,), "penalty": penalty, "penalized": units.objective}
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> SoftImputeState:
         """Zero, with the leading singular vectors of the gradient there as search space; or given factors."""

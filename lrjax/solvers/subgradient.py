@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from lrjax import initial, status, step_sizes
 from lrjax._checks import check_range
-from lrjax._pytree import pytree
+from lrjax._pytree import pytree, replace
+from lrjax._units import Units
 from lrjax.factors import Factors
 from lrjax.problem import Problem
 from lrjax.solvers import _common
@@ -104,6 +105,13 @@ class SubgradientMethod:
         alpha = (1.0 if entrywise else 1e-5) if self.initial_scale is None else self.initial_scale
         hidden = (1.0 if entrywise else alpha) if self.hidden_scale is None else self.hidden_scale
         return jnp.asarray(alpha, dtype), jnp.asarray(hidden, dtype)
+
+    def in_units(self, units: Units) -> "SubgradientMethod | None":
+        """Start and step rule, if they are absolute, and Polyak's optimum in units of the data."""
+        rule, known = _common.rule_in_units(self.step_size, units, relative=self.relative)
+        absolute = not self.relative and self.initial_scale is not None
+        alpha = self.initial_scale / units.factor if absolute else self.initial_scale
+        return replace(self, step_size=rule, initial_scale=alpha) if known else None
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
         """The start: `initial_scale` times the factors of the sign-spectral matrix, or given factors."""

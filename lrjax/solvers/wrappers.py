@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from lrjax import loop, status
 from lrjax._checks import check_count, check_range
-from lrjax._pytree import pytree, tree_where
+from lrjax._pytree import pytree, replace, tree_where
+from lrjax._units import Units
 from lrjax.factors import Factors
 from lrjax.problem import Problem
 from lrjax.solvers import _common
@@ -57,6 +58,11 @@ class BestSoFar:
         """Checks the inner solver."""
         _check_inner(problem, self.solver)
 
+    def in_units(self, units: Units) -> "BestSoFar | None":
+        """The inner solver in those units, if it knows them."""
+        inner = _common.in_units(self.solver, units)
+        return None if inner is None else replace(self, solver=inner)
+
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> WrappedState:
         """The inner start."""
         inner = self.solver.init(problem, key, factors)
@@ -94,6 +100,11 @@ class Averaged:
         """Checks the inner solver and `decay`."""
         _check_inner(problem, self.solver)
         check_range("decay", self.decay, low=0, high=1 - 1e-12)
+
+    def in_units(self, units: Units) -> "Averaged | None":
+        """The inner solver in those units, if it knows them."""
+        inner = _common.in_units(self.solver, units)
+        return None if inner is None else replace(self, solver=inner)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> WrappedState:
         """The inner start."""
@@ -134,6 +145,11 @@ class Restarted:
         """Checks the inner solver and `num_restarts`."""
         _check_inner(problem, self.solver)
         check_count("num_restarts", self.num_restarts)
+
+    def in_units(self, units: Units) -> "Restarted | None":
+        """The inner solver in those units, if it knows them."""
+        inner = _common.in_units(self.solver, units)
+        return None if inner is None else replace(self, solver=inner)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> WrappedState:
         """Independent inner starts."""
