@@ -219,7 +219,7 @@ def posterior(
     cost = jnp.sum(jnp.log(noise + signal)) + jnp.sum(inverse * _square(turned))
     # The residual is `noise * inverse * turned`, and `signal * inverse` sums to the degrees of freedom used.
     misfit = jnp.sum((noise * inverse) ** 2 * _square(turned))
-    return _Posterior(mean, variance, cost, (misfit + noise * jnp.sum(signal * inverse)) / y.size)
+    return _Posterior(mean, variance, cost, (misfit + noise * jnp.sum(signal * inverse)) / float(y.size))
 
 
 def _leading_parts(moments: jax.Array, scales: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -221,7 +221,7 @@ def sign_rip(
         left, right = _directions(operator, key, rank, symmetric)
         seen = operator.forward(left, right)
         seen = number("size", size, seen.dtype) * seen
-        d = operator.adjoint(jnp.sign(seen if noise is None else seen - noise.astype(seen.dtype))) / m
+        d = operator.adjoint(jnp.sign(seen if noise is None else seen - noise.astype(seen.dtype))) / float(m)
         d = (d + d.T) / 2 if symmetric else d
         x = left @ right.T
         scale = jnp.sum(d * x)

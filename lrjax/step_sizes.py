@@ -42,7 +42,16 @@ def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 
 def measured_quantile(values: jax.Array, weights: jax.Array | None, quantile: float | jax.Array) -> jax.Array:
-    """The `quantile` of the values with positive weight (the lower of two neighbours). A sort: `O(m log m)`."""
+    """The `quantile` of the values with positive weight (the lower of two neighbours). A sort: `O(m log m)`.
+
+    Raises:
+        ValueError: more values than 32 bits can number.
+    """
+    if values.shape[0] >= 2**31:
+        raise ValueError(
+            f"a quantile takes less than 2^31 measurements; got {values.shape[0]}. Use another step size or loss, or "
+            "AlternatingProjections, which looks at a sample"
+        )
     if weights is None:
         count, ordered = jnp.asarray(values.shape[0], values.dtype), jnp.sort(values)
     else:

@@ -432,3 +432,45 @@ def test_parts_that_contradict_themselves_are_left_out(finished, change):
     np.savez(part, meta=np.array(json.dumps(meta | change)), **arrays)
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="holds 0 of 6 trials"):
         lr.load_sweep(finished)
+
+
+# --- more entries than 32 bits can number ----------------------------------------------------------------------------
+
+
+def traced_at(n, call):
+    """Only traced: `y (n * n,)` and a mask `(n, n)` that no memory holds."""
+    return jax.eval_shape(call, jax.ShapeDtypeStruct((n * n,), jnp.float32), jax.ShapeDtypeStruct((n, n), bool))
+
+
+LARGE = [lr.AlternatingProjections(2), lr.GradientDescent(2), lr.SingularValueProjection(2), lr.IRLS(2)]
+
+
+@pytest.mark.parametrize("solver", LARGE, ids=lambda solver: type(solver).__name__)
+def test_solvers_trace_at_fifty_thousand_squared(solver):
+    loss = lr.losses.Absolute() if isinstance(solver, lr.AlternatingProjections) else lr.losses.Squared()
+    for op in (lambda mask: operators.EntryMask(mask), lambda mask: operators.Identity((50_000, 50_000))):
+        run = lambda y, mask, op=op: lr.solve(lr.Problem(op(mask), y, loss=loss), solver, KEY, num_steps=1).factors
+        assert traced_at(50_000, run).shape == (50_000, 50_000)
+
+
+def test_what_else_counts_entries_traces_at_fifty_thousand_squared():
+    traced_at(50_000, lambda y, mask: lr.diagnostics.sign_rip(operators.EntryMask(mask), KEY, rank=1))
+    pair = lambda mask: (mask.astype(jnp.float32), mask.astype(jnp.float32))
+    kronecker = lambda mask: operators.Kronecker(matrices=pair(mask), num_row_modes=1)
+    traced_at(50_000, lambda y, mask: lr.sparse_bayesian(kronecker(mask), y, num_steps=1).mean)
+    with pytest.raises(ValueError, match=r"less than 2\^31 measurements; got 2500000000"):
+        traced_at(50_000, lambda y, mask: lr.step_sizes.measured_quantile(y, None, 0.5))
+
+
+def test_a_sample_of_the_measured_entries_is_uniform():
+    from lrjax.solvers.alternating_projections import SAMPLE, _measured_entries
+
+    on = RNG.random((7, 5)) < 0.4
+    on[2] = False
+    rows, cols = jax.jit(_measured_entries, static_argnums=3)(jnp.asarray(on), *jax.random.split(KEY), jnp.float32)
+    seen = np.zeros(on.shape)
+    np.add.at(seen, (np.asarray(rows), np.asarray(cols)), 1)
+    expected = SAMPLE * on / on.sum()
+    assert (seen[~on] == 0).all()
+    # Chi square with as many degrees of freedom as places: mean and four standard deviations.
+    assert ((seen - expected)[on] ** 2 / expected[on]).sum() < on.sum() + 4 * np.sqrt(2 * on.sum())

@@ -28,7 +28,7 @@ CROWDED = 0.45
 class _Extra:
     """What does not change: the sampled entries, the total weight of each row and column, the typical weight."""
 
-    sample: jax.Array | None
+    sample: tuple[jax.Array, jax.Array] | None
     weights: jax.Array | None
     row_total: jax.Array
     col_total: jax.Array
@@ -173,14 +173,17 @@ class AlternatingProjections:
             unit = jnp.ones_like(y[0])
         else:
             row_total, col_total = weights.reshape(n1, n2).sum(1), weights.reshape(n1, n2).sum(0)
-            unit = jnp.sum(weights) / jnp.sum(weights > 0).astype(y.dtype)
+            unit = jnp.sum(weights) / jnp.sum((weights > 0).astype(y.dtype))
         sample = None
         if n1 * n2 > 2 * SAMPLE:
+            # Rows and columns: the number of an entry may lie beyond 32 bits.
+            key_rows, key_cols = jax.random.split(key)
             if weights is None:
-                sample = jax.random.randint(key, (SAMPLE,), 0, n1 * n2)
+                draw = lambda key, n: jax.random.randint(key, (SAMPLE,), 0, n)
+                sample = draw(key_rows, n1), draw(key_cols, n2)
             else:
-                count = jnp.cumsum((weights > 0).astype(jnp.int32))
-                sample = jnp.searchsorted(count, jax.random.randint(key, (SAMPLE,), 1, count[-1] + 1))
+                weights = weights.reshape(n1, n2)
+                sample = _measured_entries(weights > 0, key_rows, key_cols, y.dtype)
                 weights = weights[sample]
         return _Extra(sample=sample, weights=weights, row_total=row_total, col_total=col_total, unit=unit)
 
@@ -189,8 +192,7 @@ class AlternatingProjections:
         if extra.sample is None:
             seen = problem.residual(factors)
         else:
-            rows, cols = jnp.divmod(extra.sample, factors.shape[1])
-            seen = factors.entries(rows, cols) - problem.observed()[extra.sample]
+            seen = factors.entries(*extra.sample) - problem.observed().reshape(problem.shape)[extra.sample]
         return measured_quantile(jnp.abs(jax.lax.stop_gradient(seen)), extra.weights, QUANTILE)
 
     def _push(
@@ -269,7 +271,7 @@ class AlternatingProjections:
         q, small = jnp.linalg.qr(moved)
         u, s, vt = jnp.linalg.svd(small)
         n1, n2 = extra.row_total.shape[0], extra.col_total.shape[0]
-        density = jnp.sum(extra.row_total) / (n1 * n2 * extra.unit)
+        density = jnp.sum(extra.row_total) / (float(n1) * n2 * extra.unit)
         # Random sparse errors up to the threshold reach about this norm, after division by the density.
         edge = self.rank_threshold * level * jnp.sqrt(max(n1, n2) / density)
         used = (s > edge).astype(s.dtype)
@@ -283,7 +285,7 @@ class AlternatingProjections:
             problem, factors, basis, level, flagged, scales[0], extra, rows=True
         )
         misfit = sums["clean"]
-        whole = misfit + jnp.sum(left * left) * jnp.sum(extra.row_total) / (left.shape[0] * basis.shape[0])
+        whole = misfit + jnp.sum(left * left) * jnp.sum(extra.row_total) / (float(left.shape[0]) * basis.shape[0])
         ratio = misfit / jnp.where(whole > 0, whole, 1)
         info = {
             "objective": sums["objective"],
@@ -328,3 +330,21 @@ class AlternatingProjections:
         met = fitted & (self.tolerance is None)
         at_rest = jnp.where(met, status.CONVERGED, status.STALLED)
         return jnp.where(still & (code == status.RUNNING), at_rest, code)
+
+
+def _measured_entries(
+    on: jax.Array, key_rows: jax.Array, key_cols: jax.Array, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Rows and columns of `SAMPLE` places at which the matrix `on` is true, each as likely as the others."""
+    n1, n2 = on.shape
+    number = jnp.cumsum(on.astype(jnp.int32), axis=1)
+    up_to = jnp.cumsum(number[:, -1].astype(dtype))
+    level = jax.random.uniform(key_rows, (SAMPLE,), dtype) * up_to[-1]
+    rows = jnp.minimum(jnp.searchsorted(up_to, level, side="right"), n1 - 1)
+    wanted = jax.random.randint(key_cols, (SAMPLE,), 1, number[rows, -1] + 1)
+    low, high = jnp.zeros_like(wanted), jnp.full_like(wanted, n2 - 1)
+    for _ in range(n2.bit_length()):
+        middle = (low + high) // 2
+        there = number[rows, middle] >= wanted
+        low, high = jnp.where(there, low, middle + 1), jnp.where(there, middle, high)
+    return rows, jnp.minimum(low, n2 - 1)
