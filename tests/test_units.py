@@ -125,7 +125,7 @@ def test_diagnostics_and_synthetic(e):
     y = jax.random.normal(KEY, (9,))
     clean, _ = lr.synthetic.corrupt(KEY, y, noise=0.1, corruption=0.3)
     assert np.array_equal(lr.synthetic.corrupt(KEY, y * two_to(e), noise=0.1, corruption=0.3)[0], clean * two_to(e))
-    rows, cols, values = lr.synthetic.sampled_entries(KEY, x, 12, noise=0.1)
+    values = lr.synthetic.sampled_entries(KEY, x, 12, noise=0.1)[2]
     assert np.allclose(lr.synthetic.sampled_entries(KEY, large, 12, noise=0.1)[2], values * two_to(e), rtol=1e-5)
 
 
