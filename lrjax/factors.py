@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax import _units
 from lrjax._checks import as_array, check_indices
 from lrjax._pytree import positional_pytree
+from lrjax.linalg import guarded
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -80,49 +82,88 @@ class Factors:
     def svd(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Thin SVD `(u, s, v)` with `X = u @ diag(s) @ v.T`, by QR of both factors and a small SVD.
 
-        Cost `O((n1 + n2) k^2)`. Returns at most `min(n1, n2, k)` singular triples.
+        Cost `O((n1 + n2) k^2)`. Returns at most `min(n1, n2, k)` singular triples. Differentiable where the singular
+        values are positive and differ from each other; `truncate`, `balanced` and `norm` do not ask for that.
         """
-        left, right = self._arrays()
-        q_left, r_left = jnp.linalg.qr(left)
-        q_right, r_right = jnp.linalg.qr(right)
-        u, s, vt = jnp.linalg.svd(matmul(r_left, r_right.T), full_matrices=False)
+        q_left, r_left, q_right, r_right = self._triangular()
+        u, s, vt = guarded.svd(matmul(r_left, r_right.T))
         return matmul(q_left, u), s, matmul(q_right, vt.T)
 
+    def _triangular(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """QR of both factors, one after the other: batched LAPACK calls at once may wait for each other for ever."""
+        left, right = self._arrays()
+        q_left, r_left = guarded.qr(left)
+        q_right, r_right = guarded.qr(right + 0 * r_left[:1, :1])
+        return q_left, r_left, q_right, r_right
+
     def truncate(self, rank: int) -> "Factors":
-        """The best rank-`rank` approximation, as balanced factors of `rank` columns."""
+        """The best rank-`rank` approximation, as balanced factors of `rank` columns (at most `min(n1, n2)`).
+
+        The derivative of the product exists wherever a gap separates the singular values kept from those dropped;
+        that of the factors themselves where those kept differ from each other, too.
+        """
         if not hasattr(rank, "__index__") or not 0 < rank <= self.max_rank:
             raise ValueError(f"rank must be an integer in 1..{self.max_rank}, the columns of the factors; got {rank!r}")
-        u, s, v = self.svd()
-        scale = jnp.sqrt(s[:rank])[None, :]
-        return Factors(u[:, :rank] * scale, v[:, :rank] * scale)
+        return _truncated(Factors(*self._arrays()), min(int(rank), *self.shape), True)
 
     def balanced(self) -> "Factors":
         """The same matrix with `left.T @ left == right.T @ right`, columns sorted by singular value."""
-        u, s, v = self.svd()
-        scale, missing = jnp.sqrt(s)[None, :], self.max_rank - s.shape[-1]
-        pad = ((0, 0), (0, missing))
-        return Factors(jnp.pad(u * scale, pad), jnp.pad(v * scale, pad))
+        kept = self.truncate(self.max_rank)
+        pad = ((0, 0), (0, self.max_rank - kept.max_rank))
+        return Factors(jnp.pad(kept.left, pad), jnp.pad(kept.right, pad))
 
     def norm(self) -> jax.Array:
-        """Frobenius norm of `X`, from the triangular factors, so that it is accurate for nearly equal terms."""
-        left, right = self._arrays()
-        r_left, r_right = jnp.linalg.qr(left, mode="r"), jnp.linalg.qr(right, mode="r")
-        return jnp.linalg.norm(matmul(r_left, r_right.T))
+        """Frobenius norm of `X`, from the triangular factors, so that it is accurate for nearly equal terms.
+
+        Differentiable wherever `X` is not zero, zero columns of the factors included; at zero the derivative is zero.
+        """
+        return _norm(Factors(*self._arrays()))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@jax.custom_jvp
+def _norm(factors: Factors) -> jax.Array:
+    _, r_left, _, r_right = factors._triangular()
+    return _units.norm(matmul(r_left, r_right.T))
+
+
+@_norm.defjvp
+def _norm_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    # <X / ||X||, dX> = <X R / ||X||, dL> + <X^T L / ||X||, dR>, from the triangular factors: autodiff through QR would
+    # divide by the norms of columns that may be zero.
+    (factors,), (change,) = primals, tangents
+    q_left, r_left, q_right, r_right = factors._triangular()
+    core = matmul(r_left, r_right.T)
+    norm = _units.norm(core)
+    unit = core / jnp.where(norm > 0, norm, 1)
+    slope_left = matmul(q_left, matmul(unit, r_right))
+    slope_right = matmul(q_right, matmul(unit.T, r_left))
+    return norm, jnp.sum(slope_left * change.left) + jnp.sum(slope_right * change.right)
+
+
 def best_rank(factors: Factors, rank: int) -> Factors:
-    """`factors.truncate(rank)` with a derivative that exists at repeated and at zero singular values.
+    """`factors.truncate(rank)` up to a common rotation of both factors, whose derivative is always finite.
+
+    For solvers, which use the product alone.
+    """
+    return _truncated(factors, rank, False)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _truncated(factors: Factors, rank: int, turned: bool) -> Factors:
+    """The balanced truncation, with a derivative that exists at repeated and at zero singular values.
 
     Autodiff through QR and SVD divides by differences of all singular values. The product depends only on the gap
-    between those kept and those dropped, and balanced factors may be turned by a common rotation: the one chosen here
-    for the derivative keeps it finite.
+    between those kept and those dropped, and balanced factors may be turned by a common rotation: without `turned` the
+    derivative leaves that rotation out; with it, it is the one that keeps the columns singular vectors, where their
+    values differ.
     """
-    return factors.truncate(rank)
+    u, s, v = factors.svd()
+    root = jnp.sqrt(s[:rank])[None, :]
+    return Factors(u[:, :rank] * root, v[:, :rank] * root)
 
 
-@best_rank.defjvp
-def _best_rank_jvp(rank: int, primals: tuple, tangents: tuple) -> tuple[Factors, Factors]:
+@_truncated.defjvp
+def _truncated_jvp(rank: int, turned: bool, primals: tuple, tangents: tuple) -> tuple[Factors, Factors]:
     (given,), (change,) = primals, tangents
     u, s, v = given.svd()
     kept, dropped = s[:rank], s[rank:]
@@ -150,7 +191,15 @@ def _best_rank_jvp(rank: int, primals: tuple, tangents: tuple) -> tuple[Factors,
     outside_right = onto_u - matmul(vk, core.T) - matmul(vd, to_right)
     left = matmul(uk, turn * root + stretch) + matmul(ud, left_move) * root + over(outside_left, root**2) * root
     right = matmul(vk, stretch) + matmul(vd, right_move) * root + over(outside_right, root**2) * root
-    return Factors(uk * root, vk * root), Factors(left, right)
+    value = Factors(uk * root, vk * root)
+    if turned:
+        # d(L^T L) stays diagonal with dL + L A, dR + R A, A antisymmetric.
+        slope = dot(value.left, left)
+        slope, gap = slope + slope.T, kept[:, None] - kept[None, :]
+        apart = jnp.abs(gap) > 8 * rank * tiny
+        turn = jnp.where(apart, -slope, 0) / jnp.where(apart, gap, 1)
+        left, right = left + matmul(value.left, turn), right + matmul(value.right, turn)
+    return value, Factors(left, right)
 
 
 def difference_norm(a: Factors, b: Factors) -> jax.Array:
@@ -160,7 +209,7 @@ def difference_norm(a: Factors, b: Factors) -> jax.Array:
     """
     (n1, n2), k = a.shape, a.max_rank + b.max_rank
     if n1 * n2 <= (n1 + n2) * 2 * k:
-        return jnp.linalg.norm(a.dense() - b.dense())
+        return _units.norm(a.dense() - b.dense())
     left = jnp.concatenate([a.left, -b.left], axis=1)
     return Factors(left, jnp.concatenate([a.right, b.right], axis=1)).norm()
 

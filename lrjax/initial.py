@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.factors import Factors
+from lrjax.linalg import guarded
 from lrjax.linalg.svd import truncated_svd
 from lrjax.problem import Problem
 from lrjax.step_sizes import measured_quantile
@@ -30,7 +31,7 @@ def adjoint_svd(problem: Problem, z: jax.Array, rank: int, key: jax.Array) -> tu
     """Top `rank` singular triples of `A*(z)`: dense if the matrix is small, else by block Krylov products."""
     op, (n1, n2) = problem.operator, problem.shape
     if min(n1, n2) <= max(DENSE_UP_TO, 2 * rank):
-        u, s, vt = jnp.linalg.svd(op.adjoint(z), full_matrices=False)
+        u, s, vt = guarded.svd(op.adjoint(z))
         return u[:, :rank], s[:rank], vt.T[:, :rank]
     return truncated_svd(
         lambda v: op.adjoint_matmul(z, v), lambda u: op.adjoint_rmatmul(z, u), (n1, n2), rank, key, dtype=z.dtype
@@ -105,7 +106,7 @@ def orthonormal(factor: jax.Array, mask: jax.Array | None) -> jax.Array:
         # Unused columns are zero and would make QR singular; anything independent does in their place.
         filler = jax.random.normal(jax.random.key(0), factor.shape, factor.dtype)
         factor = jnp.where(mask[None, :] > 0, factor, filler)
-    return keep_columns(jnp.linalg.qr(factor)[0], mask)
+    return keep_columns(guarded.qr(factor)[0], mask)
 
 
 def _light_entries(problem: Problem) -> jax.Array:
@@ -131,12 +132,12 @@ def symmetric_eigs(problem: Problem, z: jax.Array, max_rank: int, key: jax.Array
     op, n = problem.operator, problem.shape[0]
     if n <= max(DENSE_UP_TO, 2 * max_rank):
         c = op.adjoint(z)
-        values, vectors = jnp.linalg.eigh((c + c.T) / 2)
+        values, vectors = guarded.eigh((c + c.T) / 2)
         return values[::-1][:max_rank], vectors[:, ::-1][:, :max_rank]
     apply = lambda v: (op.adjoint_matmul(z, v) + op.adjoint_rmatmul(z, v)) / 2
     # Singular vectors span the eigenvectors of both signs; a Rayleigh quotient tells them apart.
     u, _, _ = truncated_svd(apply, apply, (n, n), min(2 * max_rank, n), key, dtype=z.dtype)
-    values, rotation = jnp.linalg.eigh(jnp.matmul(u.T, apply(u), precision="highest"))
+    values, rotation = guarded.eigh(jnp.matmul(u.T, apply(u), precision="highest"))
     vectors = jnp.matmul(u, rotation, precision="highest")
     return values[::-1][:max_rank], vectors[:, ::-1][:, :max_rank]
 

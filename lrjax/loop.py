@@ -21,7 +21,7 @@ def zero_like(objective: jax.Array) -> jax.Array:
 def start(state: Any) -> tuple[Any, jax.Array, jax.Array]:
     """The carry `(state, status code, steps taken)` of a fresh lane."""
     zero = zero_like(state.info["objective"])
-    code = jnp.where(tree_isfinite(state), zero + status.RUNNING, zero + status.INVALID)
+    code = jnp.where(tree_isfinite((state.factors, state.info)), zero + status.RUNNING, zero + status.INVALID)
     return state, code, zero
 
 

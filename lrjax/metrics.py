@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from lrjax._checks import as_array
 from lrjax.factors import Factors, matmul
 from lrjax.factors import relative_error as relative_error
+from lrjax.linalg import guarded
 
 
 def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -18,9 +19,9 @@ def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     a, b = as_array("a", a), as_array("b", b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0] or b.shape[1] > a.shape[1]:
         raise ValueError(f"a (n, k) and b (n, j) need one n and j <= k; got {a.shape} and {b.shape}")
-    qa, qb = jnp.linalg.qr(a)[0], jnp.linalg.qr(b)[0]
+    qa, qb = guarded.qr(a)[0], guarded.qr(b)[0]
     # The part of B outside A, not sqrt(1 - cos^2): small angles keep all their digits.
-    return jnp.linalg.norm(qb - matmul(qa, matmul(qa.T, qb)), ord=2)
+    return guarded.spectral_norm(qb - matmul(qa, matmul(qa.T, qb)))
 
 
 def rmse(predicted: jax.Array, values: jax.Array, weights: jax.Array | None = None) -> jax.Array:

@@ -460,17 +460,3 @@ def test_what_else_counts_entries_traces_at_fifty_thousand_squared():
     traced_at(50_000, lambda y, mask: lr.sparse_bayesian(kronecker(mask), y, num_steps=1).mean)
     with pytest.raises(ValueError, match=r"less than 2\^31 measurements; got 2500000000"):
         traced_at(50_000, lambda y, mask: lr.step_sizes.measured_quantile(y, None, 0.5))
-
-
-def test_a_sample_of_the_measured_entries_is_uniform():
-    from lrjax.solvers.alternating_projections import SAMPLE, _measured_entries
-
-    on = RNG.random((7, 5)) < 0.4
-    on[2] = False
-    rows, cols = jax.jit(_measured_entries, static_argnums=3)(jnp.asarray(on), *jax.random.split(KEY), jnp.float32)
-    seen = np.zeros(on.shape)
-    np.add.at(seen, (np.asarray(rows), np.asarray(cols)), 1)
-    expected = SAMPLE * on / on.sum()
-    assert (seen[~on] == 0).all()
-    # Chi square with as many degrees of freedom as places: mean and four standard deviations.
-    assert ((seen - expected)[on] ** 2 / expected[on]).sum() < on.sum() + 4 * np.sqrt(2 * on.sum())

@@ -11,6 +11,7 @@ from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree
 from lrjax._units import Units
 from lrjax.factors import Factors, matmul
+from lrjax.linalg import guarded
 from lrjax.problem import Problem
 
 
@@ -103,7 +104,7 @@ def precondition(
     gram = gram + shift * jnp.eye(k, dtype=gram.dtype)
     if mask is not None:
         gram = gram + jnp.diag(1 - mask) * jnp.where(mean > 0, mean, 1)
-    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram), True), gradient.T).T
+    return jax.scipy.linalg.cho_solve((guarded.cholesky(gram), True), gradient.T).T
 
 
 def check_step_rule(rule: Any) -> None:

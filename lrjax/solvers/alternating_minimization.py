@@ -10,8 +10,9 @@ from lrjax._checks import check_choice, check_count, check_range
 from lrjax._pytree import pytree, replace
 from lrjax._units import Units
 from lrjax.factors import Factors, matmul
+from lrjax.linalg import guarded
 from lrjax.linalg.krylov import conjugate_gradient
-from lrjax.linalg.rows import RowProblem
+from lrjax.linalg.rows import RowProblem, under_determined
 from lrjax.linalg.sketched_rows import SketchedRows
 from lrjax.operators.sampled_entries import SampledEntries
 from lrjax.problem import Problem
@@ -24,6 +25,8 @@ DEFAULT_CG_STEPS = 5
 # From the previous factor: each step halves the error of the half step, more or less.
 DEFAULT_SKETCHED_STEPS = 6
 
+# A stationary point is known from a residual at rounding level to the root of that: moves of this many roots of epsilon.
+SETTLED = 4.0
 # Bounds the over-relaxation factor by 1.47: far from the solution the rate says little about the best one.
 LARGEST_MU_SQUARED = 0.9
 
@@ -38,6 +41,7 @@ class AltMinState:
         data: the measurements as the half steps on entries read them, if they are the same in every step.
         relaxed: the left factor from which the next step starts: the iterate's, or one extrapolated beyond it.
         move: norm by which the last half step moved its factor.
+        guarded: whether some row or column has too few measurements, and no ridge, so that the guard damps it.
         relaxation: over-relaxation factor of the next step, 1 for none.
         damping: of the next step, relative to the mean diagonal of the normal matrices.
     """
@@ -47,6 +51,7 @@ class AltMinState:
     data: Any = None
     relaxed: jax.Array
     move: jax.Array
+    guarded: jax.Array
     relaxation: jax.Array
     damping: jax.Array
 
@@ -105,7 +110,8 @@ class AlternatingMinimization:
     elsewhere one forward and one adjoint product per conjugate gradient step.
 
     When not to use it: fewer than about three times as many entries as degrees of freedom (it stalls); gross outliers
-    with the squared loss. Rows with fewer entries than `max_rank` cannot be recovered and are damped.
+    with the squared loss. Rows with fewer entries than `max_rank` cannot be recovered without a ridge and are damped by
+    a tenth of their mean diagonal; such a solve converges only by its residual, never because it stands still.
 
     Source: Jain, Netrapalli and Sanghavi, arXiv 1212.0467; Gu, Song, Yin and Zhang, arXiv 2302.11068 (papers key
     `robust_altmin`), algorithm A1.5. Over-relaxation: Young, 1954; the damping is this library's own.
@@ -212,6 +218,7 @@ class AlternatingMinimization:
             data=data,
             relaxed=factors.left,
             move=zero,
+            guarded=self._guarded(problem) | (zero != zero),
             relaxation=zero + 1,
             damping=zero + (1.0 if damped and self._adapts(problem) else 0.0),
         )
@@ -220,6 +227,18 @@ class AlternatingMinimization:
         """Whether steps are over-relaxed and damped: not where the theory or a constraint wants them plain."""
         plain = self._reweighted(problem) or self.nonnegative or self.update_error is not None
         return self.accelerate and not plain
+
+    def _guarded(self, problem: Problem) -> jax.Array:
+        """Whether a half step minimises something else in some row: see `guard_ridge`."""
+        if not self._by_rows(problem):
+            return jnp.asarray(False)
+        weights, (n1, n2), dtype = problem.effective_weights(), problem.shape, problem.y.dtype
+        on = jnp.ones_like(problem.y) if weights is None else (weights > 0).astype(dtype)
+        per_row = problem.operator.adjoint_matmul(on, jnp.ones((n2, 1), dtype))
+        per_col = problem.operator.adjoint_rmatmul(on, jnp.ones((n1, 1), dtype))
+        count = jnp.round(jnp.concatenate([per_row, per_col])[:, 0])
+        columns = jnp.asarray(self.max_rank if self.rank is None else self.rank, dtype) - (1 if self.biases else 0)
+        return jnp.any(under_determined(count, columns, jnp.asarray(self.ridge, dtype)) & (count > 0))
 
     def _random(self, problem: Problem, key: jax.Array) -> Factors:
         (n1, n2), k, dtype = problem.shape, self.max_rank, problem.y.dtype
@@ -297,10 +316,12 @@ class AlternatingMinimization:
             data=state.data,
             relaxed=left + omega * change,
             move=move,
+            guarded=state.guarded,
             relaxation=self._relaxation(problem, omega, state.move, move, after <= before),
             damping=damping,
         )
-        return state, self._code(before, after, damped)
+        settled = ~state.guarded & (square_move <= SETTLED**2 * jnp.finfo(move.dtype).eps * size)
+        return state, self._code(before, after, damped, settled)
 
     def _relaxation(self, problem: Problem, omega, before, after, improved) -> jax.Array:
         """The over-relaxation factor of the next step, from the rate at which this one contracted the moves.
@@ -317,13 +338,14 @@ class AlternatingMinimization:
         best = 2 / (1 + jnp.sqrt(1 - mu_squared))
         return jnp.where(known, 1 + 0.9 * (best - 1), 1)
 
-    def _code(self, before: jax.Array, after: jax.Array, damped: jax.Array) -> jax.Array:
+    def _code(self, before: jax.Array, after: jax.Array, damped: jax.Array, settled: jax.Array) -> jax.Array:
         code = _common.exact_fit(before, after, self.tolerance)
         if self.fresh_fraction is not None or self.update_error is not None:
             return code
-        # A half step minimises exactly, so a residual that no longer changes is a stationary point.
+        # A half step minimises exactly, so where neither residual nor factors change the point is stationary. Under a
+        # large ridge the residual alone says nothing.
         eps = jnp.finfo(after.dtype).eps
-        still = (jnp.abs(before - after) <= 4 * eps * after) & (damped <= eps)
+        still = (jnp.abs(before - after) <= 4 * eps * after) & (damped <= eps) & settled
         met = self.tolerance is None
         return jnp.where(still & (code == status.RUNNING), status.CONVERGED if met else status.STALLED, code)
 
@@ -340,7 +362,7 @@ class AlternatingMinimization:
             # the floor falls with it. The low quantile stays clean up to 60 % outliers.
             typical = measured_quantile(jnp.abs(residual), problem.effective_weights(), 0.35)
             scale = jnp.sqrt(jnp.mean(problem.observed() ** 2))
-            floor = jnp.maximum(typical / 2, jnp.finfo(scale.dtype).eps * scale)
+            floor = jnp.maximum(typical / 2, jnp.finfo(scale.dtype).eps * jnp.where(scale > 0, scale, 1))
             weights = problem.weighted(problem.loss.reweight(residual, floor))
         if self.fresh_fraction is not None:
             fresh = jax.random.uniform(key, problem.y.shape, problem.y.dtype) < self.fresh_fraction
@@ -386,7 +408,7 @@ class AlternatingMinimization:
         new = initial.keep_columns(new, mask)
         if self.update_error is not None:
             noise = initial.keep_columns(jax.random.normal(key_error, new.shape, new.dtype), mask)
-            size = jnp.linalg.norm(new, ord=2) / jnp.linalg.norm(noise, ord=2)
+            size = guarded.spectral_norm(new) / guarded.spectral_norm(noise)
             new = new + self.update_error * size * noise
         return new, square
 

@@ -10,6 +10,7 @@ from lrjax._checks import check_range
 from lrjax._pytree import pytree
 from lrjax._units import Units
 from lrjax.factors import Factors, matmul
+from lrjax.linalg import guarded
 from lrjax.problem import Problem
 from lrjax.solvers import _common
 from lrjax.step_sizes import measured_quantile
@@ -22,6 +23,9 @@ QUANTILE = 0.35
 BLOCK_ENTRIES = 2**17
 # A row with more of its entries flagged than this (or than 0.25 above the mean) is taken for one not yet fitted.
 CROWDED = 0.45
+# While nothing has been found, all of the matrix is in the residual and the threshold cannot fall to its errors. What
+# exceeds by this factor the norm of a matrix of errors of random sign, as large as the residual, is then no error.
+FOUND = 1.1
 
 
 @pytree
@@ -44,6 +48,8 @@ class ProjectionsState:
         basis: `(n2, max_rank)` orthonormal, the search space of the next half step.
         push: `(n1, max_rank)` change of the left factor in the next half step.
         level: the threshold, but for the factor of a row or column.
+        empty: norm of a matrix of random errors as large as the residual, where the threshold can fall no further and
+            no column is in use; infinite elsewhere.
         flagged: fraction of the weight above the threshold.
         row_scale: `(n1,)` factor of the threshold in each row, at least one.
         col_scale: the same for columns.
@@ -55,6 +61,7 @@ class ProjectionsState:
     basis: jax.Array
     push: jax.Array
     level: jax.Array
+    empty: jax.Array
     flagged: jax.Array
     row_scale: jax.Array
     col_scale: jax.Array
@@ -88,7 +95,8 @@ class AlternatingProjections:
             noise).
         rank_threshold: singular values below this multiple of `threshold sqrt(max(n1, n2))` are set to zero.
         tolerance: clean residual at which the solve has converged; default rounding level, or, with noise, when
-            the iterate no longer moves. Given, and missed where the iterate no longer moves: status `STALLED`.
+            the iterate no longer moves. Given, and missed where the iterate no longer moves: status `STALLED`, as
+            also where the iterate stays at zero.
         rank: singular values to keep at most (traced), `None` for `max_rank`.
         max_rank: columns of the factors; more than the rank of the matrix is fine.
 
@@ -154,13 +162,13 @@ class AlternatingProjections:
         if factors is None:
             left, right = jnp.zeros((n1, self.max_rank), y.dtype), jnp.zeros((n2, self.max_rank), y.dtype)
         else:
-            right, small = jnp.linalg.qr(factors.right)
+            right, small = guarded.qr(factors.right)
             left = matmul(factors.left, small.T)
         level = jax.lax.stop_gradient(self.first_threshold * self._spread(problem, Factors(left, right), extra))
         if factors is None:
             clipped = problem.weighted(jnp.clip(y, -0.3 * level, 0.3 * level)).reshape(n1, n2)
             probe = jax.random.normal(key_space, (n1, self.max_rank), y.dtype)
-            right = jax.lax.stop_gradient(jnp.linalg.qr(matmul(clipped.T, probe))[0])
+            right = jax.lax.stop_gradient(guarded.qr(matmul(clipped.T, probe))[0])
         used = jnp.full((self.max_rank,), 0 if factors is None else 1, y.dtype)
         scales = jnp.ones_like(extra.row_total), jnp.ones_like(extra.col_total)
         # The threshold of the start is the first one used: no decay yet.
@@ -173,18 +181,21 @@ class AlternatingProjections:
             unit = jnp.ones_like(y[0])
         else:
             row_total, col_total = weights.reshape(n1, n2).sum(1), weights.reshape(n1, n2).sum(0)
-            unit = jnp.sum(weights) / jnp.sum((weights > 0).astype(y.dtype))
+            unit = jnp.sum(weights) / jnp.sum(weights > 0).astype(y.dtype)
         sample = None
         if n1 * n2 > 2 * SAMPLE:
-            # Rows and columns: the number of an entry may lie beyond 32 bits.
-            key_rows, key_cols = jax.random.split(key)
-            if weights is None:
-                draw = lambda key, n: jax.random.randint(key, (SAMPLE,), 0, n)
-                sample = draw(key_rows, n1), draw(key_cols, n2)
+            if weights is None or n1 * n2 >= 2**31:
+                # Two indices: the place in the flat matrix may exceed an int32.
+                key_row, key_col = jax.random.split(key)
+                sample = (
+                    jax.random.randint(key_row, (SAMPLE,), 0, n1),
+                    jax.random.randint(key_col, (SAMPLE,), 0, n2),
+                )
             else:
-                weights = weights.reshape(n1, n2)
-                sample = _measured_entries(weights > 0, key_rows, key_cols, y.dtype)
-                weights = weights[sample]
+                count = jnp.cumsum((weights > 0).astype(jnp.int32))
+                place = jnp.searchsorted(count, jax.random.randint(key, (SAMPLE,), 1, count[-1] + 1))
+                sample = tuple(jnp.divmod(place, n2))
+            weights = None if weights is None else weights.reshape(n1, n2)[sample]
         return _Extra(sample=sample, weights=weights, row_total=row_total, col_total=col_total, unit=unit)
 
     def _spread(self, problem: Problem, factors: Factors, extra: _Extra) -> jax.Array:
@@ -192,7 +203,7 @@ class AlternatingProjections:
         if extra.sample is None:
             seen = problem.residual(factors)
         else:
-            seen = factors.entries(*extra.sample) - problem.observed().reshape(problem.shape)[extra.sample]
+            seen = factors.entries(*extra.sample) - problem.observed().reshape(factors.shape)[extra.sample]
         return measured_quantile(jnp.abs(jax.lax.stop_gradient(seen)), extra.weights, QUANTILE)
 
     def _push(
@@ -213,7 +224,9 @@ class AlternatingProjections:
         # While some row waits to be fitted the threshold nearly stands still: the bulk would leave it behind.
         waiting = jnp.where(jnp.any(scale > 1), 0.25, 1.0).astype(dtype)
         rate = self.decay ** (waiting * (1 - flagged) ** 2.5)
-        level = jnp.maximum(rate * level, self.last_threshold * self._spread(problem, factors, extra))
+        lowest = self.last_threshold * self._spread(problem, factors, extra)
+        resting = lowest >= rate * level
+        level = jnp.maximum(rate * level, lowest)
         product, kept, sums = self._pass(problem, factors, basis, level * scale, rows=rows)
         total = extra.row_total if rows else extra.col_total
         # With fewer entries than unknowns a full step would overshoot.
@@ -221,7 +234,7 @@ class AlternatingProjections:
         crowded = kept < (1 - jnp.maximum(CROWDED, flagged + 0.25)) * total
         scale = jnp.where(crowded, 10 * scale, jnp.maximum(1, 0.7 * scale))
         flagged = 1 - jnp.sum(kept) / jnp.sum(total)
-        return -step[:, None] * product, level, flagged, scale, sums
+        return -step[:, None] * product, level, flagged, scale, {**sums, "resting": resting}
 
     def _pass(self, problem: Problem, factors: Factors, basis: jax.Array, limit: jax.Array, *, rows: bool):
         """Product of the clean residual with `basis`, the weight kept in each row (or column), and sums of squares.
@@ -266,15 +279,17 @@ class AlternatingProjections:
         total, _ = jax.lax.scan(add, block(0, size), starts[1:])
         return *(jax.tree.map(jnp.add, total, block(count * size, rest)) if rest else total), {}
 
-    def _split(self, moved: jax.Array, basis: jax.Array, level: jax.Array, extra: _Extra):
+    def _split(self, moved: jax.Array, basis: jax.Array, level: jax.Array, empty: jax.Array, extra: _Extra):
         """`moved @ basis.T` with small singular values dropped: new basis, the other factor, ones for columns used."""
-        q, small = jnp.linalg.qr(moved)
-        u, s, vt = jnp.linalg.svd(small)
+        q, small = guarded.qr(moved)
+        u, s, vt = guarded.svd(small)
         n1, n2 = extra.row_total.shape[0], extra.col_total.shape[0]
-        density = jnp.sum(extra.row_total) / (float(n1) * n2 * extra.unit)
+        density = jnp.sum(extra.row_total) / (n1 * n2 * extra.unit)
         # Random sparse errors up to the threshold reach about this norm, after division by the density.
         edge = self.rank_threshold * level * jnp.sqrt(max(n1, n2) / density)
-        used = (s > edge).astype(s.dtype)
+        # One column at a time: once it is fitted the residual shows what else there is.
+        first = jnp.arange(s.shape[0]) == 0
+        used = ((s > edge) | (first & (s > FOUND * empty))).astype(s.dtype)
         if (mask := initial.column_mask(self.max_rank, self.rank, s.dtype)) is not None:
             used = used * mask
         return matmul(q, u), matmul(basis, vt.T) * (used * s)[None, :], used
@@ -285,8 +300,12 @@ class AlternatingProjections:
             problem, factors, basis, level, flagged, scales[0], extra, rows=True
         )
         misfit = sums["clean"]
-        whole = misfit + jnp.sum(left * left) * jnp.sum(extra.row_total) / (float(left.shape[0]) * basis.shape[0])
+        whole = misfit + jnp.sum(left * left) * jnp.sum(extra.row_total) / (left.shape[0] * basis.shape[0])
         ratio = misfit / jnp.where(whole > 0, whole, 1)
+        (n1, n2), total = problem.shape, jnp.sum(extra.row_total)
+        spread = jnp.sqrt(jax.lax.stop_gradient(misfit / jnp.maximum((1 - flagged) * total * extra.unit, extra.unit)))
+        density = total / (n1 * n2 * extra.unit)
+        norm = spread * (n1**0.5 + n2**0.5) / jnp.sqrt(density)
         info = {
             "objective": sums["objective"],
             "residual": problem.relative_norm(sums["square"]),
@@ -300,6 +319,7 @@ class AlternatingProjections:
             basis=basis,
             push=push,
             level=level,
+            empty=jnp.where(sums["resting"] & (jnp.sum(used) == 0), norm, jnp.inf),
             flagged=flagged,
             row_scale=row_scale,
             col_scale=scales[1],
@@ -310,12 +330,12 @@ class AlternatingProjections:
     def step(self, problem: Problem, state: ProjectionsState, key: jax.Array) -> tuple[ProjectionsState, jax.Array]:
         """Two half steps: the left factor, then the right one."""
         extra, level = state.extra, state.level
-        left, right, _ = self._split(state.factors.left + state.push, state.basis, level, extra)
+        left, right, _ = self._split(state.factors.left + state.push, state.basis, level, state.empty, extra)
         # `right` carries the singular values here, `left` is the basis.
         push, level, flagged, col_scale, _ = self._push(
             problem, Factors(left, right), left, level, state.flagged, state.col_scale, extra, rows=False
         )
-        right, left, used = self._split(right + push, left, level, extra)
+        right, left, used = self._split(right + push, left, level, state.empty, extra)
         scales = state.row_scale, col_scale
         new = self._at(problem, left, right, used, level, flagged, scales, extra)
         return new, self._code(state, new)
@@ -327,24 +347,8 @@ class AlternatingProjections:
         code = jnp.where(fitted, code, status.RUNNING)
         eps = jnp.finfo(new.push.dtype).eps
         still = jnp.sum(new.push**2) <= (8 * eps) ** 2 * jnp.sum(new.factors.left**2)
-        met = fitted & (self.tolerance is None)
+        # Without a single column in use nothing was found, unless there was nothing to find.
+        found = (new.info["rank"] > 0) | (new.info["residual"] == 0)
+        met = fitted & found & (self.tolerance is None)
         at_rest = jnp.where(met, status.CONVERGED, status.STALLED)
         return jnp.where(still & (code == status.RUNNING), at_rest, code)
-
-
-def _measured_entries(
-    on: jax.Array, key_rows: jax.Array, key_cols: jax.Array, dtype: Any
-) -> tuple[jax.Array, jax.Array]:
-    """Rows and columns of `SAMPLE` places at which the matrix `on` is true, each as likely as the others."""
-    n1, n2 = on.shape
-    number = jnp.cumsum(on.astype(jnp.int32), axis=1)
-    up_to = jnp.cumsum(number[:, -1].astype(dtype))
-    level = jax.random.uniform(key_rows, (SAMPLE,), dtype) * up_to[-1]
-    rows = jnp.minimum(jnp.searchsorted(up_to, level, side="right"), n1 - 1)
-    wanted = jax.random.randint(key_cols, (SAMPLE,), 1, number[rows, -1] + 1)
-    low, high = jnp.zeros_like(wanted), jnp.full_like(wanted, n2 - 1)
-    for _ in range(n2.bit_length()):
-        middle = (low + high) // 2
-        there = number[rows, middle] >= wanted
-        low, high = jnp.where(there, low, middle + 1), jnp.where(there, middle, high)
-    return rows, jnp.minimum(low, n2 - 1)

@@ -10,6 +10,7 @@ from lrjax._checks import check_choice, check_count, check_range
 from lrjax._pytree import pytree
 from lrjax._units import Units
 from lrjax.factors import Factors, best_rank, matmul
+from lrjax.linalg import guarded
 from lrjax.linalg.krylov import counted_conjugate_gradient
 from lrjax.operators.coupled import coupling
 from lrjax.problem import Problem
@@ -357,7 +358,7 @@ class GaussNewton:
             return k.unwhiten_left(f - k.apply(x)), k.unwhiten_right(x), taken
         # In expectation the diagonal blocks of other operators are gain times the Gram matrix of the other factor.
         eye = jnp.eye(self.max_rank, dtype=u.dtype)
-        root = lambda other: jnp.linalg.cholesky(state.gain * matmul(other.T, other) + ridge * eye)
+        root = lambda other: guarded.cholesky(state.gain * matmul(other.T, other) + ridge * eye)
         whiten = lambda root, x: jax.scipy.linalg.solve_triangular(root, x.T, lower=True).T
         unwhiten = lambda root, x: jax.scipy.linalg.solve_triangular(root, x.T, lower=True, trans=1).T
         root_u, root_v, n1 = root(v), root(u), u.shape[0]

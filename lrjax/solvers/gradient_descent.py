@@ -11,6 +11,7 @@ from lrjax._checks import check_choice, check_range
 from lrjax._pytree import pytree, replace
 from lrjax._units import Units
 from lrjax.factors import Factors, matmul
+from lrjax.linalg import guarded
 from lrjax.problem import Problem
 from lrjax.solvers import _common
 from lrjax.solvers._common import FirstOrderState
@@ -197,7 +198,7 @@ class GradientDescent:
 
     def _rebalanced(self, state: FirstOrderState) -> FirstOrderState:
         left, right = state.factors.left, state.factors.right
-        p, s, qt = jnp.linalg.svd(left, full_matrices=False)
+        p, s, qt = guarded.svd(left)
         mask = initial.column_mask(self.max_rank, self.rank, left.dtype)
         if self.rebalance_scale is None:
             beta = jnp.sqrt(_smallest_signal(state.factors.svd()[1]))

@@ -27,6 +27,7 @@ from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree
 from lrjax._units import Units
 from lrjax.factors import Factors, matmul
+from lrjax.linalg import guarded
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
 from lrjax.linalg.svd import attach_derivative, truncated_svd
 from lrjax.problem import Problem
@@ -182,7 +183,7 @@ class IRLS:
 
         left, right, z = jax.lax.stop_gradient(matrix)
         if min(n1, n2) <= max(initial.DENSE_UP_TO, 2 * k):
-            u, s, vt = jnp.linalg.svd(matmul(left, right.T) + op.adjoint(z), full_matrices=False)
+            u, s, vt = guarded.svd(matmul(left, right.T) + op.adjoint(z))
             triples = u[:, : k + 1], s[: k + 1], vt.T[:, : k + 1]
         else:
             triples = truncated_svd(*_products((op, left, right, z)), (n1, n2), k + 1, key, dtype=z.dtype, warm=warm)

@@ -125,7 +125,9 @@ class ScaledSubgradient:
         weights, total, factors, extra = problem.effective_weights(), problem.total_weight(), state.factors, state.extra
         z = problem.weighted(problem.loss.gradient(state.residual)) / total
         level = step_sizes.measured_quantile(jnp.abs(state.residual), weights, QUANTILE)
-        damping = self.damping * level / (GAUSSIAN_QUANTILE * extra.entry)
+        # A quantile may be zero while some residuals are not: the error is no smaller than what the last step moved.
+        error = jnp.maximum(level / (GAUSSIAN_QUANTILE * extra.entry), state.info["step_size"] * extra.entry)
+        damping = self.damping * error
         mask = initial.column_mask(self.max_rank, self.rank, z.dtype)
         if self.symmetric:
             to_left = to_right = problem.operator.symmetric_adjoint_matmul(z, factors.left) / 2

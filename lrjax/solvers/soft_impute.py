@@ -10,6 +10,7 @@ from lrjax._checks import check_count, check_range
 from lrjax._pytree import pytree, replace
 from lrjax._units import Units
 from lrjax.factors import Factors, difference_norm, matmul
+from lrjax.linalg import guarded
 from lrjax.problem import Problem
 from lrjax.solvers import _common
 
@@ -57,7 +58,7 @@ class SoftImpute:
 
     Attributes:
         penalty: lambda; with `relative=True` a fraction of the smallest penalty whose solution is zero, the spectral
-            norm of the gradient there. As it goes to zero the solution tends to the matrix of least nuclear norm
+            norm of the gradient there (differentiable where the largest singular value is simple). As it goes to zero the solution tends to the matrix of least nuclear norm
             that fits.
         decay: factor of the penalty per step on its way down; zero starts at the final one.
         tolerance: converged once a step at the final penalty moves the iterate by at most this, relatively; default
@@ -124,14 +125,17 @@ class SoftImpute:
         key_top, key_norm = jax.random.split(key)
         (n1, _), y = problem.shape, problem.observed()
         pull = problem.weighted(problem.loss.gradient(-y))
-        _, values, basis = jax.lax.stop_gradient(initial.adjoint_svd(problem, pull, self.max_rank, key_top))
-        target = self.penalty * values[0] if self.relative else self.penalty + 0 * values[0]
+        # Constants to autodiff: where the search begins does not move what it finds. The spectral norm does, if the
+        # penalty is relative to it; its derivative is that of `u^T A*(pull) v` with the singular vectors held fixed.
+        u, values, basis = jax.lax.stop_gradient(initial.adjoint_svd(problem, pull, self.max_rank, key_top))
+        top = jnp.sum(u[:, :1] * problem.operator.adjoint_matmul(pull, basis[:, :1]))
+        target = self.penalty * top if self.relative else self.penalty + 0 * top
         start = jnp.maximum(target, values[0] * (1 if factors is None else self.decay))
         penalty = jnp.where(jnp.asarray(self.decay) > 0, start, target)
         if factors is None:
             left = jnp.zeros((n1, self.max_rank), y.dtype)
         else:
-            basis, small = jnp.linalg.qr(factors.right)
+            basis, small = guarded.qr(factors.right)
             left = matmul(factors.left, small.T)
         rate = 1 / self._curvature(problem, key_norm)
         one = jnp.ones_like(rate)
@@ -165,7 +169,8 @@ class SoftImpute:
             return x / norm, norm
 
         x = jax.random.normal(key, problem.shape, problem.y.dtype)
-        # Thirty steps reach within a few per cent from below.
+        # Thirty steps reach within a few per cent from below. A constant to autodiff: the step size moves the path and
+        # not its end.
         return jax.lax.stop_gradient(1.05 * jax.lax.scan(power, x, None, length=30)[1][-1])
 
     def _info(self, problem, residual, nuclear, penalty, used) -> dict[str, jax.Array]:
@@ -186,10 +191,10 @@ class SoftImpute:
         )
         for _ in range(self.power_steps):
             here = (1 + beta) * now.matmul(basis) - beta * before.matmul(basis)
-            u = jnp.linalg.qr(here - rate * op.adjoint_matmul(z, basis))[0]
+            u = guarded.qr(here - rate * op.adjoint_matmul(z, basis))[0]
             there = (1 + beta) * now.rmatmul(u) - beta * before.rmatmul(u)
-            q, small = jnp.linalg.qr(there - rate * op.adjoint_rmatmul(z, u))
-            w, s, vt = jnp.linalg.svd(small)
+            q, small = guarded.qr(there - rate * op.adjoint_rmatmul(z, u))
+            w, s, vt = guarded.svd(small)
             basis = matmul(q, w)
         shrunk = jnp.maximum(s - rate * penalty, 0)
         if (mask := initial.column_mask(self.max_rank, self.rank, dtype)) is not None:
@@ -214,6 +219,7 @@ class SoftImpute:
             info=info,
         )
         tolerance = 10 * jnp.finfo(dtype).eps if self.tolerance is None else self.tolerance
+        # Of the stopping test alone.
         moved = difference_norm(*jax.lax.stop_gradient((factors, now)))
         size = jnp.linalg.norm(jax.lax.stop_gradient(shrunk))
         # The first step moves nothing where the penalty still holds everything at zero.

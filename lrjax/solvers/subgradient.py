@@ -135,6 +135,8 @@ class SubgradientMethod:
         budget_ok = jnp.asarray(True)
         if isinstance(rule, step_sizes.Geometric):
             weakest = jnp.min(jnp.where(clear, values, values[0]))
+            # Nothing grows out of measurements that are all zero.
+            weakest = jnp.where(weakest > 0, weakest, 1)
             # The i-th direction grows by exp(2 lambda_i(C) total), or exp(lambda_i total) with untied factors.
             growth = (2 if self.symmetric else 1) * unit * weakest
             needed = jnp.log(1 / alpha) / growth * (1 - rule.decay)
