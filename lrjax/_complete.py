@@ -332,7 +332,8 @@ def _split_biases(factors: Factors) -> tuple[Factors, tuple[jax.Array, jax.Array
 
 
 def _rmse(predicted: np.ndarray, values: np.ndarray) -> jax.Array:
-    return jnp.asarray(np.sqrt(np.mean((predicted - values) ** 2)) if values.size else np.nan, values.dtype)
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+    return jnp.asarray(np.sqrt(np.mean((predicted - values) ** 2)) if values.size else np.nan, dtype)
 
 
 def _biases(operator, y, weights, shrinkage: float = 10.0, sweeps: int = 10):

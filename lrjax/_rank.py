@@ -79,7 +79,7 @@ def select_rank(
         tolerance: excess over the least held-out error at which a smaller rank is preferred, relative to that error.
 
     Returns:
-        A `RankSelection`. Pure: jit and vmap it like `solve`. `rank == max_rank` asks for a larger `max_rank`.
+        A `RankSelection`. Pure; jit and vmap it like `solve`. `rank == max_rank` asks for a larger `max_rank`.
 
     Raises:
         ValueError: a bad problem, key or setting; the text names it.

@@ -95,7 +95,7 @@ def rank_projected_descent(
             default fifty times the rounding unit. Short steps look like convergence.
 
     Returns:
-        A `RankProjectedResult`. Nothing raises for lack of convergence: a lane whose next iterate is not finite keeps
+        A `RankProjectedResult`. Nothing raises for lack of convergence; a lane whose next iterate is not finite keeps
         its last one and has the status `NONFINITE`.
 
     Raises:

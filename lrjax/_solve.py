@@ -84,7 +84,7 @@ def solve(
             solver never sees it.
 
     Returns:
-        A `Solution`. Lack of convergence does not raise: look at `solution.status` or call `solution.check()`.
+        A `Solution`. Lack of convergence does not raise; look at `solution.status` or call `solution.check()`.
 
     Raises:
         ValueError: a bad problem, solver setting, key, step count or start; the text names argument, value and what

@@ -105,7 +105,7 @@ def sparse_bayesian(
     squares that is told the support has 5.0e-3 and 5.0e-4.
 
     Returns:
-        A `SparseBayesianResult`. Lack of convergence does not raise: look at `status`.
+        A `SparseBayesianResult`. Lack of convergence does not raise; look at `status`.
 
     Raises:
         ValueError: not a `Kronecker`, a `y` of another shape or dtype or not finite; a noise variance that is

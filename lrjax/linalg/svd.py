@@ -88,7 +88,7 @@ def attach_derivative(
         triples: `u (n1, q)`, `s (q,)`, `v (n2, q)`, constants.
 
     Returns:
-        `u (n1, keep)`, all `s`, `v (n2, keep)`: the values given.
+        `u (n1, keep)`, all `s`, `v (n2, keep)`, the values given.
     """
     u, s, v = triples
     return u[:, :keep], s, v[:, :keep]

@@ -42,7 +42,7 @@ def lstsq_blocks(
         ridge: nonnegative.
 
     Returns:
-        An `LstsqResult`. After one pass `residual_norm` and `backward_error` are not known: NaN. After three,
+        An `LstsqResult`. After one pass `residual_norm` and `backward_error` are not known (NaN). After three,
         `residual_norm` is that before the last refinement, and `backward_error` likewise: upper estimates.
 
     Raises:
