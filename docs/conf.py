@@ -27,6 +27,7 @@ default_role = "literal"  # docstrings write `code` with single backticks
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 2
+myst_update_mathjax = False  # there is none
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings state types and shapes

@@ -132,7 +132,8 @@ def read_parts(path: str | Path, combo: int) -> list[tuple[dict, dict[int, dict[
                 raise ValueError(f"its chunks have {meta['lengths']} trials, other than its arrays")
             if not all(isinstance(n, int) and n >= 0 for n in [*meta["chunks"], *meta["sizes"].values()]):
                 raise ValueError("its chunks have no proper numbers")
-            str(meta["fingerprint"]), meta["sizes"]["chunk"]
+            if not isinstance(meta["fingerprint"], str) or "chunk" not in meta["sizes"]:
+                raise ValueError("it does not say which sweep it is of")
         except Exception as error:  # zipfile and NumPy raise a dozen kinds, depending on which byte is wrong
             warnings.warn(f"{file} is damaged ({error}) and left out: its trials run again", stacklevel=2)
             continue

@@ -187,7 +187,7 @@ def _choose(losses: jax.Array, whole: jax.Array, tolerance: jax.Array) -> tuple[
     total = jnp.where(jnp.isfinite(total), total, jnp.finfo(total.dtype).max)
     best = jnp.argmin(total)
     # Paired differences: an entry that is hard at one rank is hard at the next.
-    spread = jnp.std(losses - losses[best], axis=1, ddof=1) * GROUPS**0.5
+    spread = jnp.std(losses - losses[best][None, :], axis=1, ddof=1) * GROUPS**0.5
     # Ranks that fit to rounding level are as good as each other.
     exact = jnp.finfo(total.dtype).eps * whole
     within = total <= jnp.maximum((1 + tolerance) ** 2 * total[best], exact)

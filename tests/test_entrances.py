@@ -263,6 +263,16 @@ def test_an_operator_without_its_methods_says_so():
         _ = operators.Operator().shape
 
 
+def test_no_rank_is_promoted():
+    problem, _ = synthetic.gain_calibration(KEY, shape=(5, 2), num_blocks=3)
+    entries = lr.Problem(operators.Identity((4, 3)), RNG.standard_normal(12).astype(F32))
+    with jax.numpy_rank_promotion("raise"):
+        lr.calibrate(problem.operator, problem.y, method="spectral")
+        lr.select_rank(entries, KEY, max_rank=2, num_steps=2)
+        y = RNG.standard_normal(12)  # doubles: no warning of an internal line
+        lr.solve(lr.Problem(operators.Identity((4, 3)), y, np.ones(12)), lr.GradientDescent(1), KEY, num_steps=1)
+
+
 # --- indices ---------------------------------------------------------------------------------------------------------
 
 

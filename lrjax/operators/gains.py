@@ -329,7 +329,7 @@ class InverseGainSystem:
             return jax.vmap(self.apply, in_axes=1, out_axes=1)(z)
         m = self.operator.shape[0]
         images = self.operator.forward(jnp.ones((m, 1), z.dtype), z[m:, None])
-        return (self.y.reshape(-1, m) * z[:m]).ravel() - images
+        return (self.y.reshape(-1, m) * z[None, :m]).ravel() - images
 
     def apply_adjoint(self, r: jax.Array) -> jax.Array:
         """`M^H r` for `r` of shape `(p m,)` or, column by column, `(p m, q)`."""
