@@ -3,17 +3,20 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+MINUTES ?= 10
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMPS := $(VENV)/.lrjax
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint docs papers bench clean
+.PHONY: help demo test test-slow fuzz breakages lint docs papers bench clean
 
 help:
 	@echo "make demo       install, then complete a real table and draw the result"
 	@echo "make test       the tests; make test-slow for those that take minutes"
+	@echo "make fuzz       odd inputs to everything public for MINUTES=10, in two processes; fails on a finding"
+	@echo "make breakages  breaks the library in one place at a time and asks whether the tests notice (an hour)"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the documentation, into docs/_build/html"
 	@echo "make papers     every claim of every paper again (an hour); make papers PAPERS=--quick for a smaller run"
@@ -28,6 +31,12 @@ test: $(STAMPS)/test
 
 test-slow: $(STAMPS)/test
 	$(BIN)/python -m pytest -m slow -n 0
+
+fuzz: $(STAMPS)/test
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --jobs 2
+
+breakages: $(STAMPS)/test
+	$(BIN)/python -m tests.breakages --jobs 2
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check

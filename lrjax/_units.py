@@ -22,7 +22,7 @@ def power(e: jax.Array, dtype) -> jax.Array:
 
 def unit_of(x: jax.Array) -> jax.Array:
     """The largest power of two that is at most `max |x|`; one if that is zero or not finite."""
-    return power(exponent(x), x.dtype)
+    return power(exponent(x), jnp.finfo(x.dtype).dtype)
 
 
 def times(x: jax.Array, *factors: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax._checks import as_array
+from lrjax._units import unit_of
 from lrjax.factors import Factors, matmul
 from lrjax.factors import relative_error as relative_error
 from lrjax.linalg import guarded
@@ -26,11 +27,14 @@ def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def rmse(predicted: jax.Array, values: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Root mean squared difference, weighted if `weights` are given."""
-    square = (as_array("predicted", predicted) - as_array("values", values)) ** 2
+    difference = as_array("predicted", predicted) - as_array("values", values)
+    unit = unit_of(difference)
+    square = (difference / unit) ** 2
     if weights is None:
-        return jnp.sqrt(jnp.mean(square))
+        return unit * jnp.sqrt(jnp.mean(square))
     weights = as_array("weights", weights)
-    return jnp.sqrt(jnp.sum(weights * square) / jnp.sum(weights))
+    weights = weights / unit_of(weights)
+    return unit * jnp.sqrt(jnp.sum(weights * square) / jnp.sum(weights))
 
 
 def success(estimate: Factors | jax.Array, truth: Factors | jax.Array, tolerance: float = 1e-4) -> jax.Array:
@@ -61,15 +65,11 @@ def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     if jnp.shape(estimate) != jnp.shape(truth):
         raise ValueError(f"estimate and truth must have one shape; got {jnp.shape(estimate)} and {jnp.shape(truth)}")
     # In units of their own: squares of what is very small or large would leave the range of single precision.
-    estimate, truth = _in_own_units(estimate), _in_own_units(truth)
+    estimate, truth = jnp.asarray(estimate), jnp.asarray(truth)
+    estimate, truth = estimate / unit_of(estimate), truth / unit_of(truth)
     square = jnp.sum(jnp.abs(estimate) ** 2)
     # `vdot` conjugates the first argument.
     product = jnp.vdot(estimate, truth)
     factor = product / jnp.where(square > 0, square, 1).astype(product.dtype)
     # The difference itself: one minus the squared cosine would lose half the digits.
     return jnp.linalg.norm((factor * estimate - truth).ravel()) / jnp.linalg.norm(truth.ravel())
-
-
-def _in_own_units(x: jax.Array) -> jax.Array:
-    top = jnp.max(jnp.abs(x))
-    return x / jnp.where(top > 0, top, 1).astype(x.dtype)

@@ -1,140 +1,165 @@
-"""What does not go through `solve` gives the same answer in any units that its dtype holds, to the last bit."""
+"""One rule: data, weights and penalties in other units change neither the relative result nor the status."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import CASES, EVERYWHERE, OPERATORS, Case
 
 import lrjax as lr
-from lrjax import operators
+from lrjax import losses, status
 
-KEY = jax.random.key(0)
-# Powers of two near 1e-30 and 1e30: exact.
-POWERS = [-100, 100]
-
-
-def gains(model="repeated"):
-    problem, _ = lr.synthetic.gain_calibration(KEY, shape=(8, 3), num_blocks=4, model=model, noise=0.05)
-    return problem.operator, problem.y
+KEY = jax.random.key(1)
+STEPS = 10
+# Units are taken out as powers of four, so that each factor gets a power of two: those leave every bit as it is.
+EXACT = (-100, -66, 66, 100)
+ODD = (-99, 65)
+DOUBLE = (-664, 664)
 
 
-def two_to(e):
-    return jnp.float32(2.0**e)
+def _ridge(solver, loss, e: int, f: int):
+    """A ridge has the units of the objective over those of what it penalises, squared."""
+    if not isinstance(solver, lr.AlternatingMinimization):
+        return solver
+    power = f + e * loss.degree - e * (2 if solver.orthonormalize else 1)
+    return dataclasses.replace(solver, ridge=solver.ridge * 2.0**power)
 
 
-@pytest.mark.parametrize("method", ["lstsq", "spectral"])
-@pytest.mark.parametrize("model", ["repeated", "snapshots"])
-def test_calibrate(method, model):
-    operator, y = gains(model)
-    found = lr.calibrate(operator, y, method=method)
-    for e in POWERS:
-        scaled = lr.calibrate(operator, y * two_to(e), method=method)
-        assert np.array_equal(scaled.inverse_gains, found.inverse_gains)
-        assert np.array_equal(scaled.inputs, found.inputs * two_to(e))
-        # Measurements and matrices together: the inputs are the same.
-        both = operators.GainMeasurements.from_matrices(
-            operator.matrices * two_to(e), **({"num_snapshots": 4} if model == "snapshots" else {})
+def _solve(problem, solver, e=0, f=0, num_steps=STEPS):
+    """The solve with measurements times `2^e` and weights times `2^f`; the factors back in the old units, and more."""
+    dtype = problem.y.dtype
+    y = jnp.ldexp(problem.y, e)
+    weights = None if problem.weights is None else jnp.ldexp(problem.weights, f)
+    loss = losses.Huber(problem.loss.delta * 2.0**e) if isinstance(problem.loss, losses.Huber) else problem.loss
+    solver = _ridge(solver, loss, e, f)
+    solution = lr.solve(lr.Problem(problem.operator, y, weights, loss), solver, KEY, num_steps=num_steps)
+    split = getattr(getattr(solver, "solver", solver), "unitless", None)
+    left, right = {None: (e // 2, e - e // 2), "left": (0, e), "right": (e, 0)}[split]
+    assert solution.factors.left.dtype == dtype
+    back = jnp.ldexp(solution.factors.left, -left), jnp.ldexp(solution.factors.right, -right)
+    return *map(np.asarray, back), int(solution.status), np.asarray(solution.trace["residual"])
+
+
+def _same(problem, solver, exponents, odd=(), weights=True):
+    reference = _solve(problem, solver)
+    assert np.abs(reference[0]).max() > 0
+    assert reference[2] in (status.RUNNING, status.CONVERGED)
+    for e, f in [(e, 0) for e in exponents] + [(0, f) for f in exponents if weights]:
+        for seen, expected in zip(_solve(problem, solver, e, f), reference, strict=True):
+            np.testing.assert_array_equal(seen, expected, err_msg=f"measurements 2^{e}, weights 2^{f}")
+    for e in odd:
+        left, right, _, _ = _solve(problem, solver, e)
+        np.testing.assert_allclose(
+            left @ right.T,
+            reference[0] @ reference[1].T,
+            rtol=1e-3,
+            atol=1e-3 * np.abs(reference[0] @ reference[1].T).max(),
         )
-        scaled = lr.calibrate(both, y * two_to(e), method=method)
-        assert np.array_equal(scaled.inputs, found.inputs)
-        assert np.array_equal(scaled.inverse_gains, found.inverse_gains)
 
 
-def test_calibrate_with_an_anchor_of_any_length():
-    operator, y = gains()
-    anchor = jax.random.normal(KEY, (11,))
-    found = lr.calibrate(operator, y, anchor=anchor)
-    assert np.isclose(anchor[:8] @ found.inverse_gains + anchor[8:] @ found.inputs, 1, rtol=1e-4)
-    for e in (-60, 60):
-        scaled = lr.calibrate(operator, y, anchor=anchor * two_to(e))
-        assert np.array_equal(scaled.inputs * two_to(e), found.inputs)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_solver(case: Case):
+    _same(case.problem(case.home), case.solver, EXACT, ODD)
 
 
-@pytest.mark.parametrize("learn", [True, False])
-def test_sparse_bayesian(learn):
-    a = operators.Kronecker.from_matrices([jax.random.normal(k, (5, 6)) for k in jax.random.split(KEY)])
-    x = jnp.zeros((6, 6)).at[2, 3].set(1.0).at[2, 5].set(-2.0)
-    y = a.forward_dense(x) + 0.01 * jax.random.normal(KEY, (25,))
-    run = lambda a, y, noise: lr.sparse_bayesian(a, y, noise_variance=None if learn else noise, num_steps=20)
-    found = run(a, y, 1e-4)
-    assert np.abs(found.mean - x).max() < 0.05
-    for e in POWERS:
-        if not learn and abs(e) > 50:
-            continue  # a variance that the dtype does not hold
-        scaled = run(a, y * two_to(e), 1e-4 * 4.0**e if not learn else None)
-        assert np.array_equal(scaled.mean, found.mean * two_to(e))
-        assert scaled.status == found.status
-        assert scaled.num_steps == found.num_steps
-        small = operators.Kronecker.from_matrices([a.matrices[0] * two_to(e), a.matrices[1]])
-        scaled = run(small, y * two_to(e), 1e-4 * 4.0**e)
-        assert np.array_equal(scaled.mean, found.mean)
-        assert np.array_equal(scaled.variance, found.variance)
-    # The cost is that of the data as they are.
-    units = run(a, y * 8, 64e-4)
-    assert np.allclose(units.cost - found.cost, 25 * np.log(64), rtol=1e-4)
-    assert np.allclose(units.variance, found.variance * 64)
-    assert np.allclose(np.multiply.outer(*units.scales), np.multiply.outer(*found.scales) * 64)
-    assert np.isclose(units.noise_variance, found.noise_variance * 64)
+@pytest.mark.parametrize("operator", [name for name in OPERATORS if name in EVERYWHERE])
+def test_every_operator(operator):
+    problem = Case("any", lr.ScaledGradientDescent(max_rank=2), "damping").problem(operator)
+    _same(problem, lr.ScaledGradientDescent(max_rank=2), (-100, 100))
 
 
-@pytest.mark.parametrize("e", POWERS)
-def test_a_small_matrix_is_not_one_at_rest(e):
-    """Squares of steps and sizes underflowed, and nothing divided by nothing counted as converged."""
-    y = jax.random.normal(KEY, (6, 5)) * two_to(e)
-    # A Huber-like objective in units of the data: its gradient has the size of the data whatever that is.
-    pull = jax.tree_util.Partial(_pull, y)
-    found = lr.rank_projected_descent(pull, 0 * y, rank=2, step_size=0.25, num_steps=200)
-    u, s, vt = np.linalg.svd(np.asarray(y, np.float64))
-    best = (u[:, :2] * s[:2]) @ vt[:2]
-    assert int(found.num_steps) > 5
-    assert np.linalg.norm(np.asarray(found.factors.dense(), np.float64) - best) < 1e-3 * np.linalg.norm(best)
-    assert found.converged
+@pytest.mark.parametrize(
+    "loss", [losses.Squared(), losses.Absolute(), losses.Huber(0.1)], ids=lambda x: type(x).__name__
+)
+@pytest.mark.parametrize(
+    "solver",
+    [lr.AlternatingMinimization(max_rank=2, ridge=0.01), lr.GradientDescent(max_rank=2, step_size=0.1)],
+    ids=lambda x: type(x).__name__,
+)
+def test_every_loss(solver, loss):
+    problem = dataclasses.replace(CASES[0].problem("sampled"), loss=loss)
+    _same(problem, solver, (-100, 100))
 
 
-@jax.custom_jvp
-def _pull(y, x, free):
-    return jnp.zeros((), y.dtype)
+@pytest.mark.parametrize("name", ["altmin", "altmin_l1", "gauss_newton_robust", "irls", "soft_impute", "projections"])
+def test_double_precision(name, x64):
+    (case,) = (case for case in CASES if case.name == name)
+    _same(case.problem(case.home, jnp.float64), case.solver, DOUBLE)
 
 
-@_pull.defjvp
-def _pull_jvp(primals, tangents):
-    y, x, _ = primals
-    # Half of the squared distance has the gradient `x - y`, but no value that the dtype could hold.
-    return jnp.zeros((), y.dtype), jnp.sum((x - y) * tangents[1])
+def test_settings_with_units():
+    """Steps, scales and penalties that are absolute, given in the units of the data, do what they did."""
+    problem = lr.synthetic.matrix_sensing(KEY, shape=(6, 5), rank=2, num_measurements=60)[0]
+    e, unit = 40, 2.0**40
+    pairs = [
+        (
+            lr.GradientDescent(max_rank=2, relative=False, step_size=0.2, initial_scale=0.3),
+            lr.GradientDescent(max_rank=2, relative=False, step_size=0.2 / unit, initial_scale=0.3 * unit**0.5),
+        ),
+        (
+            lr.SoftImpute(max_rank=4, relative=False, penalty=1.0),
+            lr.SoftImpute(max_rank=4, relative=False, penalty=unit),
+        ),
+    ]
+    for plain, scaled in pairs:
+        one = lr.solve(problem, plain, KEY, num_steps=5)
+        two = lr.solve(dataclasses.replace(problem, y=jnp.ldexp(problem.y, e)), scaled, KEY, num_steps=5)
+        np.testing.assert_allclose(jnp.ldexp(two.factors.dense(), -e), one.factors.dense(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(two.trace["objective"] / unit**2, one.trace["objective"], rtol=1e-5)
+        assert int(one.status) == int(two.status)
+    robust = lr.synthetic.matrix_sensing(KEY, shape=(6, 5), rank=2, num_measurements=60, corruption=0.1)[0]
+    optimum = float(jnp.mean(jnp.abs(robust.y))) / 20
+    polyak = lr.step_sizes.Polyak
+    far = dataclasses.replace(robust, y=jnp.ldexp(robust.y, e))
+    for solver in (lr.SubgradientMethod(max_rank=2), lr.ScaledSubgradient(max_rank=2)):
+        one = lr.solve(robust, dataclasses.replace(solver, step_size=polyak(optimum=optimum)), KEY, num_steps=5)
+        two = lr.solve(far, dataclasses.replace(solver, step_size=polyak(optimum=optimum * unit)), KEY, num_steps=5)
+        np.testing.assert_array_equal(jnp.ldexp(two.factors.left, -e // 2), one.factors.left)
 
 
-def test_supervised_dictionary_refuses_units_that_its_objective_cannot_have():
-    features = jax.random.normal(KEY, (30, 4))
-    labels = np.asarray(features[:, 0] > 0.2)
+def test_biases_in_other_units(x64):
+    """The columns of ones stay ones, and the ridge weighs the offsets as it did: an objective of its own units."""
+    truth = lr.synthetic.low_rank(KEY, (12, 9), 2, dtype=jnp.float64).dense() + jnp.arange(12.0)[:, None] - 3
+    operator = lr.operators.Identity(matrix_shape=(12, 9))
+    left, right = (jax.random.normal(k, (n, 4)) for k, n in zip(jax.random.split(KEY), (12, 9), strict=True))
+    for unit in (1.0, 64.0):
+        problem, ridge = lr.Problem(operator, unit * truth.ravel()), 0.1 * unit
+        solver = lr.AlternatingMinimization(max_rank=4, ridge=ridge, biases=True, orthonormalize=False)
+        found = lr.solve(problem, solver, KEY, num_steps=2000)
+        np.testing.assert_array_equal(found.factors.left[:, -1], 1)
+        np.testing.assert_array_equal(found.factors.right[:, -2], 1)
+
+        def objective(factors, problem=problem, ridge=ridge):
+            penalty = jnp.sum(factors.left[:, :-1] ** 2) + jnp.sum(factors.right.at[:, -2].set(0) ** 2)
+            return 2 * problem.objective(factors) + ridge * penalty
+
+        slope = jax.grad(objective)(found.factors)
+        free = jnp.sum(slope.left[:, :-1] ** 2) + jnp.sum(slope.right.at[:, -2].set(0) ** 2)
+        other = jax.grad(objective)(lr.Factors(left, right))
+        assert free < 1e-10 * jnp.sum(other.left**2)
+
+
+def test_norms_and_metrics():
+    a, b = (lr.synthetic.low_rank(key, (7, 5), 2) for key in jax.random.split(KEY))
+    scale = lambda x, e: lr.Factors(jnp.ldexp(x.left, e // 2), jnp.ldexp(x.right, e - e // 2))
     for e in (-100, 100):
-        with pytest.raises(ValueError, match=r"features must have squares that float32 holds.*Divide"):
-            lr.supervised_dictionary(features * two_to(e), labels, rank=2)
-
-
-@pytest.mark.parametrize("e", POWERS)
-def test_diagnostics_and_synthetic(e):
-    operator = operators.DenseEnsemble.gaussian(KEY, (6, 5), 40)
-    scaled = operators.scaled(operator, two_to(e))
-    one, other = (lr.diagnostics.rip(op, KEY, rank=1, num_directions=5) for op in (operator, scaled))
-    assert np.array_equal(one.constant, other.constant)
-    x = lr.synthetic.low_rank(KEY, (6, 5), 2, condition_number=3.0)
-    large = lr.Factors(x.left * two_to(e // 2), x.right * two_to(e - e // 2))
-    for kind in ("entropy", "stable"):
-        assert np.isclose(lr.diagnostics.effective_rank(x, kind=kind), lr.diagnostics.effective_rank(large, kind=kind))
-    assert np.allclose(lr.diagnostics.coherence(x)[0], lr.diagnostics.coherence(large)[0], rtol=1e-5)
-    y = jax.random.normal(KEY, (9,))
-    clean, _ = lr.synthetic.corrupt(KEY, y, noise=0.1, corruption=0.3)
-    assert np.array_equal(lr.synthetic.corrupt(KEY, y * two_to(e), noise=0.1, corruption=0.3)[0], clean * two_to(e))
-    values = lr.synthetic.sampled_entries(KEY, x, 12, noise=0.1)[2]
-    assert np.allclose(lr.synthetic.sampled_entries(KEY, large, 12, noise=0.1)[2], values * two_to(e), rtol=1e-5)
-
-
-def test_simulate():
-    one = jnp.ones((1, 1))
-    system = lr.StateSpace(a=0.5 * one, b=one, c=one, d=0 * one)
-    inputs = jax.random.normal(KEY, (3, 4, 1))
-    found = system.simulate(inputs, KEY, state_noise=0.1, output_noise=0.1)
-    for e in POWERS:
-        noise = 0.1 * 2.0**e
-        scaled = system.simulate(inputs * two_to(e), KEY, state_noise=noise, output_noise=noise)
-        assert np.allclose(scaled, found * two_to(e), rtol=1e-6)
+        assert lr.metrics.relative_error(scale(a, e), scale(b, e)) == lr.metrics.relative_error(a, b)
+        assert scale(a, e).norm() == jnp.ldexp(a.norm(), e)
+        assert lr.metrics.relative_error(scale(a, e).dense(), scale(b, e)) == lr.metrics.relative_error(a.dense(), b)
+        np.testing.assert_allclose(
+            lr.metrics.subspace_distance(jnp.ldexp(a.left, e), b.left), lr.metrics.subspace_distance(a.left, b.left)
+        )
+        x, y, w = a.left[:, 0], b.left[:, 0], jnp.arange(1.0, 8)
+        assert lr.metrics.rmse(jnp.ldexp(x, e), jnp.ldexp(y, e)) == jnp.ldexp(lr.metrics.rmse(x, y), e)
+        assert lr.metrics.rmse(x, y, jnp.ldexp(w, e)) == lr.metrics.rmse(x, y, w)
+        np.testing.assert_allclose(
+            lr.metrics.scaled_error(jnp.ldexp(x, e), jnp.ldexp(y, -e)), lr.metrics.scaled_error(x, y), rtol=1e-5
+        )
+        problem = CASES[0].problem("dense")
+        far = dataclasses.replace(problem, y=jnp.ldexp(problem.y, e), weights=jnp.ldexp(problem.weights, e))
+        np.testing.assert_array_equal(
+            far.relative_residual(far.residual(scale(a, e)) if e < 0 else jnp.ldexp(jnp.ones(60), e)),
+            problem.relative_residual(problem.residual(a) if e < 0 else jnp.ones(60)),
+        )

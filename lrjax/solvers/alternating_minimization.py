@@ -25,7 +25,7 @@ DEFAULT_CG_STEPS = 5
 # From the previous factor: each step halves the error of the half step, more or less.
 DEFAULT_SKETCHED_STEPS = 6
 
-# A stationary point is known from a residual at rounding level to the root of that: moves of this many roots of epsilon.
+# A residual that is known to rounding tells a stationary point to the root of that: moves of so many roots of epsilon.
 SETTLED = 4.0
 # Bounds the over-relaxation factor by 1.47: far from the solution the rate says little about the best one.
 LARGEST_MU_SQUARED = 0.9

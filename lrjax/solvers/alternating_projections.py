@@ -347,6 +347,7 @@ class AlternatingProjections:
         code = jnp.where(fitted, code, status.RUNNING)
         eps = jnp.finfo(new.push.dtype).eps
         still = jnp.sum(new.push**2) <= (8 * eps) ** 2 * jnp.sum(new.factors.left**2)
+        still |= jnp.isfinite(old.empty) & jnp.isfinite(new.empty)
         # Without a single column in use nothing was found, unless there was nothing to find.
         found = (new.info["rank"] > 0) | (new.info["residual"] == 0)
         met = fitted & found & (self.tolerance is None)

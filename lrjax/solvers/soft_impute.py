@@ -58,8 +58,8 @@ class SoftImpute:
 
     Attributes:
         penalty: lambda; with `relative=True` a fraction of the smallest penalty whose solution is zero, the spectral
-            norm of the gradient there (differentiable where the largest singular value is simple). As it goes to zero the solution tends to the matrix of least nuclear norm
-            that fits.
+            norm of the gradient there (differentiable where the largest singular value is simple). As it goes to zero
+            the solution tends to the matrix of least nuclear norm that fits.
         decay: factor of the penalty per step on its way down; zero starts at the final one.
         tolerance: converged once a step at the final penalty moves the iterate by at most this, relatively; default
             ten epsilons.
