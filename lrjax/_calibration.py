@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from lrjax._checks import check_choice, check_finite, check_key
-from lrjax._pytree import pytree
+from lrjax._checks import as_array, check_choice, check_finite, check_key
+from lrjax._pytree import pytree, replace
+from lrjax._units import exponent, norm, shift
 from lrjax.factors import Factors, matmul
+from lrjax.linalg.guarded import qr, qr_r, svd
 from lrjax.operators.gains import GainMeasurements
 
 METHODS = ("lstsq", "spectral")
@@ -55,6 +57,7 @@ def calibrate(
     `diag(y_l) s = A_l x_l`. `"lstsq"` minimises the sum of squares of the difference over `z` with `w^H z = 1`, `w`
     being the anchor; `"spectral"` over `||z|| = 1`. Without noise both are exact, for generic matrices, from as many
     measurements as unknowns less one: `m p >= m + n - 1` for one input, `p (m - n) >= m - 1` for inputs of their own.
+    Units do not matter: both measure `y` and the matrices in powers of two near their typical size.
 
     A pure function: jit it, vmap it over measurements, matrices or anchors. Blocks of zeros in `matrices` and `y`, and
     columns of zeros at the end of the matrices, change nothing. It is differentiable where the solution is unique and
@@ -98,7 +101,7 @@ def calibrate(
         raise ValueError(
             f"operator must be a GainMeasurements (use .stored() of a seeded one); got {type(operator).__name__}"
         )
-    y = jnp.asarray(y)
+    y = as_array("y", y)
     if y.shape != (operator.num_measurements,) or y.dtype != operator.matrices.dtype:
         raise ValueError(
             f"y must have shape ({operator.num_measurements},) and dtype {operator.matrices.dtype}, as the matrices; "
@@ -120,24 +123,54 @@ def _anchor(operator: GainMeasurements, y: jax.Array, anchor: Any, key: Any) -> 
             check_key(key)
             return jax.random.normal(key, (m + inputs,), dtype)
         anchor = jnp.full(m, 1 / m, dtype)
-    w = jnp.asarray(anchor, dtype)
+    w = as_array("anchor", anchor)
+    if jnp.iscomplexobj(w) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(f"anchor must be real, as the matrices are; got dtype {w.dtype}")
+    check_finite("anchor", w)
+    w = w.astype(dtype)
     if w.shape not in ((m,), (m + inputs,)):
         raise ValueError(f"anchor must be 'ones', 'gaussian' or have shape ({m},) or ({m + inputs},); got {w.shape}")
     return jnp.pad(w, (0, m + inputs - w.shape[0]))
 
 
+def _in_units(operator: GainMeasurements, y: jax.Array) -> tuple[GainMeasurements, jax.Array, jax.Array]:
+    """The same problem with typical measurements and matrix entries of one size, and the `e` of `x = 2^e x'`.
+
+    Exact, and no square leaves the range of the dtype. `"spectral"` weighs gains against inputs by these units.
+    """
+    a = operator.matrices
+    of_y, of_a = exponent(jnp.abs(y)), exponent(jnp.abs(a))
+    y, a = shift(y, -of_y), shift(a, -of_a)
+
+    def typical(x: jax.Array) -> jax.Array:
+        # Zeros are padding.
+        count = jnp.sum(x != 0)
+        return norm(jnp.abs(x)) / jnp.sqrt(jnp.maximum(count, 1).astype(jnp.finfo(x.dtype).dtype))
+
+    # A number of bits: no derivative.
+    size_y, size_a = jax.lax.stop_gradient((typical(y), typical(a)))
+    known = (size_y > 0) & (size_a > 0)
+    ratio = jnp.where(known, size_y, 1) / jnp.where(known, size_a, 1)
+    more = jnp.where(jnp.isfinite(ratio), jnp.round(jnp.log2(ratio)), 0).astype(jnp.int32)
+    return replace(operator, matrices=a), shift(y, -more), of_y + more - of_a
+
+
 @jax.jit
 def _anchored(operator: GainMeasurements, y: jax.Array, w: jax.Array) -> Calibration:
+    operator, y, e = _in_units(operator, y)
     a, m = operator.matrices, operator.shape[0]
+    w = jnp.concatenate([w[:m], shift(w[m:], e)])
+    of_w = exponent(jnp.abs(w))
+    w = shift(w, -of_w)
     blocks = y.reshape(-1, m)
     if operator.model == "repeated":
         # Gain i meets rows (l, i) only.
         gains, x = _eliminate(blocks.T[:, :, None], -a.swapaxes(0, 1), w[:m, None], w[m:])
-        return Calibration(inverse_gains=gains[:, 0], inputs=x)
+        return Calibration(inverse_gains=shift(gains[:, 0], -of_w), inputs=shift(x, e - of_w))
     own = -a if operator.model == "diverse" else -a[None]
     kept = blocks[:, :, None] * jnp.eye(m, dtype=y.dtype)
     x, gains = _eliminate(own, kept, w[m:].reshape(operator.num_blocks, -1), w[:m])
-    return Calibration(inverse_gains=gains, inputs=x)
+    return Calibration(inverse_gains=shift(gains, -of_w), inputs=shift(x, e - of_w))
 
 
 def _eliminate(own: jax.Array, kept: jax.Array, w_own: jax.Array, w_kept: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -162,7 +195,7 @@ def _eliminate(own: jax.Array, kept: jax.Array, w_own: jax.Array, w_kept: jax.Ar
     unit = jnp.sqrt(jnp.sum(jnp.abs(kept) ** 2) / k) / jnp.where(length > 0, length, 1)
     unit = jnp.where(unit > 0, unit, 1)
     w_own, w_kept = unit * w_own, unit * w_kept
-    q, r = jnp.linalg.qr(own)
+    q, r = qr(own)
     r, known = _regular(r)
     within = jnp.where(known[:, :, None], matmul(q.conj().mT, kept), 0)
     beyond = kept - matmul(q, within)
@@ -172,7 +205,7 @@ def _eliminate(own: jax.Array, kept: jax.Array, w_own: jax.Array, w_kept: jax.Ar
     weight = 1 + jnp.sum(jnp.abs(h) ** 2)
     system = jnp.concatenate([w.conj()[None] / jnp.sqrt(weight), beyond.reshape(-1, k)])
     system = jnp.pad(system, ((0, max(0, k - system.shape[0])), (0, 0)))
-    q, reduced = jnp.linalg.qr(system)
+    q, reduced = qr(system)
     reduced, known_kept = _regular(reduced)
     # The right hand side is zero but for the first row.
     image = jnp.where(known_kept, q[0].conj() * (unit / jnp.sqrt(weight)), 0)
@@ -196,16 +229,18 @@ def _regular(r: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def _spectral(operator: GainMeasurements, y: jax.Array) -> Calibration:
+    operator, y, e = _in_units(operator, y)
     m = operator.shape[0]
     dense = operator.linearize_inverse_gain(y).dense()
     # What was not measured is zero, and not the answer because it costs nothing.
     norms = jnp.linalg.norm(dense, axis=0)
     fill = jnp.where(norms > 0, 0, jnp.where(jnp.max(norms) > 0, 2 * jnp.linalg.norm(norms), 1))
-    r = jnp.linalg.qr(jnp.concatenate([dense, jnp.diag(fill).astype(dense.dtype)]), mode="r")
-    z = jnp.where(norms > 0, jnp.linalg.svd(r)[2][-1].conj(), 0)
+    r = qr_r(jnp.concatenate([dense, jnp.diag(fill).astype(dense.dtype)]))
+    z = jnp.where(norms > 0, svd(r)[2][-1].conj(), 0)
     total = jnp.sum(z[:m])
     turn = jnp.where(total != 0, total.conj() / jnp.where(total != 0, jnp.abs(total), 1), 1)
     z = z * (turn * jnp.sqrt(m / jnp.sum(jnp.abs(z[:m]) ** 2)))
+    inputs = shift(z[m:], e)
     return Calibration(
-        inverse_gains=z[:m], inputs=z[m:] if operator.model == "repeated" else z[m:].reshape(operator.num_blocks, -1)
+        inverse_gains=z[:m], inputs=inputs if operator.model == "repeated" else inputs.reshape(operator.num_blocks, -1)
     )

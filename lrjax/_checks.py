@@ -1,29 +1,143 @@
 """Checks at the door: each raises a `ValueError` naming the argument, what was seen and what was expected."""
 
-from typing import Any
+import dataclasses
+import operator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+T = TypeVar("T")
 
-def check_shape(shape: Any) -> tuple[int, int]:
-    """Returns `shape` as a pair of positive ints or raises a `ValueError` that names it."""
-    try:
-        pair = tuple(int(n) for n in shape)
-    except (TypeError, ValueError):
-        pair = ()
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"shape must be two positive integers (rows, columns); got {shape!r}")
-    return pair[0], pair[1]
+
+def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:
+    """Returns `shape` as a pair of positive ints or raises a `ValueError` that names it.
+
+    A tuple, list or array of two integers: what has another order or none (a set, a dictionary) or other entries
+    (text, floats, booleans) is a mistake.
+    """
+    pair = [_integer(n) for n in shape] if isinstance(shape, (tuple, list)) or _is_vector(shape) else []
+    if len(pair) != 2 or any(n is None or n < 1 for n in pair):
+        raise ValueError(f"{name} must be two positive integers (rows, columns); got {shape!r}")
+    return pair[0], pair[1]  # type: ignore[return-value]
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Returns `value` as an int of at least `minimum` or raises a `ValueError` that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < minimum:
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{name} must be an integer known before tracing; got {value!r}. Make it a static argument "
+            "(static_argnames= of jit, static= of lrjax.sweep)"
+        )
+    count = _integer(value)
+    if count is None or count < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}")
-    return int(value)
+    return count
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Returns `value` as a bool or raises a `ValueError` that names it: "no" is true, and a traced one is no switch."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
+
+
+def check_settings(settings: T) -> T:
+    """A frozen dataclass with its static counts as ints and its static flags as bools, those inside it too.
+
+    A count that is an array, of NumPy say, could not be hashed, and a flag that is a text would count as true.
+    """
+    if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
+        return settings
+    changes = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        new = value
+        if field.metadata.get("static") and field.type in (bool, "bool"):
+            new = check_flag(field.name, value)
+        elif field.metadata.get("static") and isinstance(value, (np.ndarray, np.generic, jax.Array)):
+            count = _integer(value)
+            new = value if count is None else count
+        elif dataclasses.is_dataclass(value):
+            new = check_settings(value)
+        if new is not value and field.init:
+            changes[field.name] = new
+    return dataclasses.replace(settings, **changes) if changes else settings
+
+
+def _integer(value: Any) -> int | None:
+    """One integer of whatever kind as an int: Python's, NumPy's, JAX's, arrays of no dimension; else `None`."""
+    if isinstance(value, (bool, np.bool_, Tracer)):
+        return None
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return int(value) if value.shape == () and jnp.issubdtype(value.dtype, jnp.integer) else None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer) and value.ndim == 1
+
+
+def float_dtype(dtype: Any, *, complex_too: bool = False) -> Any:
+    """The dtype asked for, or JAX's default float for `None`.
+
+    Raises:
+        ValueError: no dtype, not a floating one, or double precision where JAX's is off, which would give singles.
+    """
+    kind = "real or complex floating point" if complex_too else "real floating point"
+    try:
+        found = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+    except TypeError:
+        raise ValueError(f"dtype must be {kind}; got {dtype!r}") from None
+    if not jnp.issubdtype(found, jnp.inexact if complex_too else jnp.floating):
+        raise ValueError(f"dtype must be {kind}; got {found}")
+    if jax.dtypes.canonicalize_dtype(found) != found:
+        raise ValueError(
+            f'dtype {found} needs double precision, which is off: jax.config.update("jax_enable_x64", True)'
+        )
+    return found
+
+
+def number(
+    name: str, value: Any, dtype: Any, *, low: float | None = None, high: float | None = None, open_low: bool = False
+) -> jax.Array:
+    """One real number, traced or not, in `dtype`.
+
+    Raises:
+        ValueError: naming `name`, for anything else, for what lies outside of the range, and for what `dtype` turns
+            from a number into infinity, or from more than nothing into nothing.
+    """
+    if isinstance(value, (bool, np.bool_)) or value is None or isinstance(value, (str, bytes)):
+        raise ValueError(f"{name} must be a real number; got {value!r}")
+    array = host_array(name, value)
+    if array.shape != () or jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == bool:
+        raise ValueError(f"{name} must be a real number; got {array.dtype} of shape {array.shape}")
+    check_range(name, array, low=low, high=high, open_low=open_low)
+    if isinstance(array, Tracer):
+        return array.astype(dtype)
+    # Not through JAX, which would warn of a narrower type itself.
+    return jnp.asarray(_narrowed(name, np.asarray(array), np.dtype(dtype)))
+
+
+def check_indices(name: str, value: Any, bound: int) -> Any:
+    """`value` as an array of integers in `[0, bound)`; of traced ones the range cannot be looked at.
+
+    Raises:
+        ValueError: naming `name`, for floats, booleans, text, and for what lies outside.
+    """
+    array = host_array(name, value)
+    if array.size == 0:
+        return np.zeros(array.shape, np.int32)  # an empty list has no type of its own
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers; got {array.dtype} of shape {array.shape}")
+    if array.size and (host := host_value(array)) is not None and (host.min() < 0 or host.max() >= bound):
+        raise ValueError(f"{name} must lie in [0, {bound}); got values from {host.min()} to {host.max()}")
+    return array
 
 
 def check_real(name: str, array: Any) -> None:
@@ -67,32 +181,57 @@ def host_array(name: str, value: Any) -> Any:
 
 
 def _narrowed(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
-    """`array` in a narrower dtype, refused where a finite value would become infinite, or all of it zero."""
+    """`array` in a narrower dtype, refused where an integer would change or a float become infinite, or all zero."""
     with np.errstate(over="ignore", under="ignore"):
         narrow = array.astype(dtype)
-    tiny = np.finfo(dtype).tiny
+    if array.dtype.kind in "iu" and jnp.issubdtype(dtype, jnp.integer):
+        if (narrow != array).any():
+            largest = max(array.max(), array.min(), key=abs)
+            raise ValueError(f"{name} holds values that {np.dtype(dtype)} cannot, such as {largest}")
+        return narrow
     if (np.isfinite(array) & ~np.isfinite(narrow)).any():
         raise ValueError(f"{name} holds values that {np.dtype(dtype)} cannot, the largest {np.abs(array).max():.3g}")
-    if array.any() and np.abs(narrow).max() < tiny:
+    if array.any() and np.abs(narrow).max() < jnp.finfo(dtype).tiny:
         raise ValueError(f"{name} holds values too small for {np.dtype(dtype)}, the largest {np.abs(array).max():.3g}")
     return narrow
 
 
-def real_array(name: str, value: Any) -> jax.Array:
-    """`value` as a JAX array of real floating-point numbers: the one door for data from the host.
+def on_host(name: str, value: Any) -> np.ndarray:
+    """`host_array` as NumPy, for what is done outside of traced code.
+
+    Raises:
+        ValueError: naming `name`, for a traced array too.
+    """
+    array = host_array(name, value)
+    if isinstance(array, Tracer):
+        raise ValueError(f"{name} is traced, and this runs on the host: call it outside of jit, vmap and grad")
+    return np.asarray(array)
+
+
+def as_array(name: str, value: Any) -> jax.Array:
+    """`value` as a JAX array of numbers or booleans: the one door for data from the host.
 
     NumPy's doubles become single precision unless JAX's double precision is on, as everywhere in JAX.
 
     Raises:
-        ValueError: naming `name`, for what `host_array` refuses, for integers, booleans and complex numbers, and for
-            values outside the range of the dtype.
+        ValueError: naming `name`, for what `host_array` refuses, and for values outside the range of the dtype.
     """
     array = host_array(name, value)
-    check_real(name, array)
     if isinstance(array, jax.Array):
         return array
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     return jnp.asarray(array if dtype == array.dtype else _narrowed(name, array, dtype))
+
+
+def real_array(name: str, value: Any) -> jax.Array:
+    """`as_array` of real floating-point numbers.
+
+    Raises:
+        ValueError: naming `name`, for integers, booleans and complex numbers too.
+    """
+    array = host_array(name, value)
+    check_real(name, array)
+    return as_array(name, array)
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -142,5 +281,5 @@ def check_range(
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises a `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {choices}; got {value!r}")

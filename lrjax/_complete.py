@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lrjax import status
-from lrjax._checks import check_choice, check_count, check_key, check_range, check_shape
-from lrjax._entries import check_indices, counted, merge
+from lrjax._checks import check_choice, check_count, check_flag, check_key, check_range, check_shape
+from lrjax._entries import counted, host_indices, merge
 from lrjax._pytree import cast_floats, pytree
 from lrjax._solve import Solution, iterate, solve
 from lrjax.factors import Factors, matmul
@@ -114,7 +114,8 @@ class Completion:
         Cost `q n2 k` multiply-adds and a partial sort of each row, a few thousand rows at a time.
         """
         n1, n2 = self.factors.shape
-        rows, count = check_indices("rows", rows, n1, ndim=1), check_count("count", count)
+        rows, count = host_indices("rows", rows, n1, ndim=1), check_count("count", count)
+        include_seen = check_flag("include_seen", include_seen)
         if count > n2:
             raise ValueError(f"count must be at most the {n2} columns; got {count}")
         if not len(rows):
@@ -141,7 +142,7 @@ class Completion:
 
     def _check_entries(self, rows: Any, cols: Any) -> tuple[np.ndarray, np.ndarray]:
         n1, n2 = self.factors.shape
-        rows, cols = check_indices("rows", rows, n1), check_indices("cols", cols, n2)
+        rows, cols = host_indices("rows", rows, n1), host_indices("cols", cols, n2)
         if rows.shape != cols.shape:
             raise ValueError(f"rows and cols must have one shape; got {rows.shape} and {cols.shape}")
         return rows, cols
@@ -239,6 +240,9 @@ def complete(
     shape, rank, num_steps = check_shape(shape), check_count("rank", rank), check_count("num_steps", num_steps)
     if rank > min(shape):
         raise ValueError(f"rank must be at most min(shape) = {min(shape)}; got {rank}")
+    biases, early_stopping = check_flag("biases", biases), check_flag("early_stopping", early_stopping)
+    nonnegative, progress = check_flag("nonnegative", nonnegative), check_flag("progress", progress)
+    ridge_by_count = check_flag("ridge_by_count", ridge_by_count)
     check_range("ridge", ridge, low=0)
     check_range("holdout", holdout, low=0, high=0.9)
     ensemble = check_count("ensemble", ensemble, minimum=0)

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import host_array, real_array
+from lrjax._checks import check_indices, host_array, on_host, real_array
 
 # Up to here a table may be as empty as it likes: a factor column of 2^24 rows is 64 MB.
 ROWS_ALWAYS_FINE = 2**24
@@ -27,17 +27,11 @@ def check_size(shape: tuple[int, int], count: int) -> None:
         )
 
 
-def check_indices(name: str, index: Any, bound: int, *, ndim: int | None = None) -> np.ndarray:
-    """`index` as int32 if it holds integers in `[0, bound)`; otherwise a `ValueError` that names it."""
-    try:
-        array = np.asarray(index)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be an array of integers; got {type(index).__name__}: {error}") from None
-    if (array.size and array.dtype.kind not in "iu") or (ndim is not None and array.ndim != ndim):
-        kind = "integers" if ndim is None else f"integers with {ndim} dimension(s)"
-        raise ValueError(f"{name} must be an array of {kind}; got dtype {array.dtype} and shape {array.shape}")
-    if array.size and not (0 <= int(array.min()) and int(array.max()) < bound):
-        raise ValueError(f"{name} must lie in [0, {bound}); got values from {array.min()} to {array.max()}")
+def host_indices(name: str, index: Any, bound: int, *, ndim: int | None = None) -> np.ndarray:
+    """`index` on the host as int32 if it holds integers in `[0, bound)`; otherwise a `ValueError` that names it."""
+    array = on_host(name, check_indices(name, index, bound))
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"{name} must be integers with {ndim} dimension(s); got shape {array.shape}")
     return array.astype(np.int32)
 
 
@@ -49,7 +43,7 @@ def counted(
     Raises:
         ValueError: naming what is no vector of one length, out of range, not finite or out of proportion.
     """
-    rows, cols = (check_indices(name, x, n) for name, x, n in (("rows", rows, shape[0]), ("cols", cols, shape[1])))
+    rows, cols = (host_indices(name, x, n) for name, x, n in (("rows", rows, shape[0]), ("cols", cols, shape[1])))
     values = np.asarray(real_array("values", values))
     if not (rows.shape == cols.shape == values.shape) or values.ndim != 1:
         raise ValueError(

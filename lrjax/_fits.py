@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrjax._checks import check_choice, check_range
+from lrjax._checks import check_choice, check_range, on_host
 
 _RESAMPLES = 1000
 _LEAST_STEPS = 5
@@ -65,8 +65,8 @@ def fit_rate(
         True
     """
     check_choice("kind", kind, ("auto", "linear", "sublinear"))
-    curves = np.atleast_2d(np.asarray(errors, np.float64))
-    steps = np.arange(curves.shape[1]) if steps is None else np.asarray(steps)
+    curves = np.atleast_2d(_real("errors", errors))
+    steps = np.arange(curves.shape[-1]) if steps is None else _real("steps", steps)
     if curves.ndim != 2 or steps.shape != curves.shape[1:] or not steps.size:
         raise ValueError(f"errors has shape {np.shape(errors)} and steps {steps.shape}; expected (trials, T) and (T,)")
     if not (np.isfinite(steps).all() and (np.diff(steps) >= 0).all()):
@@ -81,6 +81,13 @@ def fit_rate(
             "longer, record more often, or set start and floor"
         )
     return min(fits, key=lambda fit: fit.residual)
+
+
+def _real(name: str, values: Any) -> np.ndarray:
+    array = on_host(name, values)
+    if np.iscomplexobj(array):
+        raise ValueError(f"{name} must be real; got dtype {array.dtype}")
+    return array.astype(np.float64)
 
 
 def _fit(curves: np.ndarray, steps: np.ndarray, kind: str, start: float, floor: float | None) -> RateFit | None:
@@ -157,8 +164,7 @@ def fit_transition(levels: Any, successes: Any, num_trials: Any) -> TransitionFi
         >>> round(fit.midpoint, 2)
         3.0
     """
-    levels, successes = np.asarray(levels, np.float64), np.asarray(successes, np.float64)
-    trials = np.asarray(num_trials, np.float64)
+    levels, successes, trials = _real("levels", levels), _real("successes", successes), _real("num_trials", num_trials)
     if levels.ndim != 1 or levels.size < 2 or successes.shape != levels.shape:
         raise ValueError(f"levels has shape {levels.shape} and successes {successes.shape}; expected (L,) alike, L > 1")
     if not np.isfinite(levels).all() or levels.min() == levels.max():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import _labelled
+from lrjax._checks import check_count, host_array
 
 
 class Plan(NamedTuple):
@@ -35,6 +36,29 @@ class Plan(NamedTuple):
     def static_points(self) -> list[dict[str, Any]]:
         chosen = itertools.product(*(self.values[name] for name in self.static))
         return [dict(zip(self.static, point, strict=True)) for point in chosen]
+
+
+class Table:
+    """The outputs of the trials of one static point, as they come in."""
+
+    def __init__(self, num_lanes: int, outputs: Mapping[str, Any]):
+        self.arrays = {name: np.zeros((num_lanes, *one.shape), one.dtype) for name, one in outputs.items()}
+
+    def put(self, start: int, arrays: Mapping[str, np.ndarray]) -> int:
+        """Stores a chunk; returns how many trials it had."""
+        length = len(next(iter(arrays.values())))
+        for name, values in arrays.items():
+            if name not in self.arrays or values.shape[1:] != self.arrays[name].shape[1:]:
+                raise ValueError(
+                    f"the checkpoint has outputs {sorted(arrays)} of one chunk and not of all, {sorted(self.arrays)}"
+                )
+            if not 0 <= start <= start + length <= len(self.arrays[name]):
+                raise ValueError(
+                    f"the checkpoint has a chunk of {length} trials from number {start} on, of {len(self.arrays[name])}"
+                )
+        for name, values in arrays.items():
+            self.arrays[name][start : start + length] = values
+        return length
 
 
 def axes(grid: Mapping[str, Sequence[Any]], static: Sequence[str]) -> dict[str, Any]:
@@ -62,10 +86,33 @@ def axes(grid: Mapping[str, Sequence[Any]], static: Sequence[str]) -> dict[str, 
                     f"grid[{name!r}] has dtype {array.dtype} and shape {array.shape}; expected one-dimensional "
                     "numbers, or the axis in static"
                 )
-            axes[name] = array
+            axes[name] = _held(name, host_array(f"grid[{name!r}]", array))
         if len(axes[name]) == 0:
             raise ValueError(f"grid[{name!r}] is empty; expected at least one value")
     return axes
+
+
+def _held(name: str, array: np.ndarray) -> np.ndarray:
+    """`array`, if the dtype in which JAX traces it tells its values apart: labels are kept as they were given."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        traced = array.astype(dtype)
+    if array.dtype.kind in "fc":
+        gone = np.isfinite(array) & ~np.isfinite(traced)
+        gone |= (array != 0) & (np.abs(traced) < np.finfo(dtype).tiny)
+    else:
+        gone = traced != array
+    if gone.any():
+        raise ValueError(
+            f"grid[{name!r}] has the value {array[gone][0]}, which {dtype} cannot hold; name the axis in static, or "
+            "turn on jax_enable_x64"
+        )
+    if len(np.unique(traced)) < len(np.unique(array)):
+        raise ValueError(
+            f"grid[{name!r}] has values that are one and the same in {dtype}: {array.tolist()}; name the axis in "
+            "static, or turn on jax_enable_x64"
+        )
+    return array
 
 
 def _static_values(name: str, values: Any) -> list:
@@ -105,6 +152,25 @@ def settings(plan: Plan, key: jax.Array, shared: Any, paired: bool, batch_size: 
         "device": f"{device.platform} {device.device_kind}",
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
     }
+
+
+def plan_of(settings: dict) -> Plan:
+    """The plan that `settings` was made from, its values as plain labels.
+
+    Raises:
+        ValueError: something is missing or not what `settings` writes.
+    """
+    try:
+        values = {name: axis["coords"] for name, axis in settings["grid"].items()}
+        static = tuple(settings["static"])
+        trials = check_count("trials", settings["trials"])
+        plan = Plan(values, static, trials)
+        well = all(isinstance(coords, list) and coords for coords in values.values()) and set(static) <= set(values)
+        if not well or plan.num_lanes >= 2**31:
+            raise ValueError(f"grid has the sizes {plan.sizes}, static is {static} and trials {trials}")
+        return plan
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _plain(values: Any) -> list:

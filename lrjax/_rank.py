@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial, losses
-from lrjax._checks import check_choice, check_count, check_key, check_range
+from lrjax._checks import check_choice, check_count, check_key, check_range, real_array
 from lrjax._pytree import cast_floats, pytree, replace
 from lrjax._solve import Solution, solve
 from lrjax.factors import Factors
@@ -79,7 +79,7 @@ def select_rank(
         tolerance: excess over the least held-out error at which a smaller rank is preferred, relative to that error.
 
     Returns:
-        A `RankSelection`. Pure: jit and vmap it like `solve`. `rank == max_rank` asks for a larger `max_rank`.
+        A `RankSelection`. Pure; jit and vmap it like `solve`. `rank == max_rank` asks for a larger `max_rank`.
 
     Raises:
         ValueError: a bad problem, key or setting; the text names it.
@@ -93,13 +93,13 @@ def select_rank(
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a lrjax.Problem; got {type(problem).__name__}")
-    problem = replace(problem, y=jnp.asarray(problem.y))
+    problem = replace(problem, y=real_array("y", problem.y))
     problem.check()
     check_key(key)
     check_choice("method", method, METHODS)
-    if check_count("max_rank", max_rank) > min(problem.shape):
+    max_rank, num_steps = check_count("max_rank", max_rank), check_count("num_steps", num_steps)
+    if max_rank > min(problem.shape):
         raise ValueError(f"max_rank must be at most min(shape) = {min(problem.shape)}; got {max_rank}")
-    check_count("num_steps", num_steps)
     check_range("holdout", holdout, low=0, high=0.9, open_low=True)
     check_range("tolerance", tolerance, low=0)
     if method == "gap":
@@ -187,7 +187,7 @@ def _choose(losses: jax.Array, whole: jax.Array, tolerance: jax.Array) -> tuple[
     total = jnp.where(jnp.isfinite(total), total, jnp.finfo(total.dtype).max)
     best = jnp.argmin(total)
     # Paired differences: an entry that is hard at one rank is hard at the next.
-    spread = jnp.std(losses - losses[best], axis=1, ddof=1) * GROUPS**0.5
+    spread = jnp.std(losses - losses[best][None, :], axis=1, ddof=1) * GROUPS**0.5
     # Ranks that fit to rounding level are as good as each other.
     exact = jnp.finfo(total.dtype).eps * whole
     within = total <= jnp.maximum((1 + tolerance) ** 2 * total[best], exact)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import loop, status
-from lrjax._checks import check_count, check_finite, check_range, check_real
+from lrjax._checks import check_count, check_finite, check_range, number, real_array
 from lrjax._pytree import map_floats, pytree
+from lrjax._units import exponent, norm, power
 from lrjax.factors import Factors, as_factors, best_rank, difference_norm
 
 
@@ -94,7 +95,7 @@ def rank_projected_descent(
             default fifty times the rounding unit. Short steps look like convergence.
 
     Returns:
-        A `RankProjectedResult`. Nothing raises for lack of convergence: a lane whose next iterate is not finite keeps
+        A `RankProjectedResult`. Nothing raises for lack of convergence; a lane whose next iterate is not finite keeps
         its last one and has the status `NONFINITE`.
 
     Raises:
@@ -121,18 +122,15 @@ def rank_projected_descent(
     if not callable(objective):
         raise ValueError(f"objective must be a function (matrix, free) -> scalar; got {objective!r}")
     matrix = _as_matrix("start", start)
-    check_count("rank", rank)
+    rank = check_count("rank", rank)
     if rank > min(matrix.shape):
         raise ValueError(f"rank must be at most {min(matrix.shape)} for a start of shape {matrix.shape}; got {rank}")
-    free = jax.tree.map(jnp.asarray, free)
+    free = jax.tree.map(lambda leaf: real_array("free", leaf), free)
     for leaf in jax.tree.leaves(free):
-        check_real("free", leaf)
         check_finite("free", leaf)
     if not callable(step_size):
-        check_range("step_size", step_size, low=0, open_low=True)
-        step_size = jnp.asarray(step_size, matrix.dtype)
-    check_count("num_steps", num_steps)
-    check_count("record_every", record_every)
+        step_size = number("step_size", step_size, matrix.dtype, low=0, open_low=True)
+    num_steps, record_every = check_count("num_steps", num_steps), check_count("record_every", record_every)
     if num_steps % record_every:
         raise ValueError(f"num_steps must be a multiple of record_every; got {num_steps} and {record_every}")
     check_range("tolerance", tolerance, low=0)
@@ -154,8 +152,7 @@ def rank_projected_descent(
 
 
 def _as_matrix(name: str, given: Any) -> jax.Array:
-    matrix = given.dense() if isinstance(given, Factors) else jnp.asarray(given)
-    check_real(name, matrix)
+    matrix = real_array(name, given.dense() if isinstance(given, Factors) else given)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"{name} must be lrjax.Factors or a matrix (n1, n2); got shape {matrix.shape}")
     check_finite(name, matrix)
@@ -199,18 +196,27 @@ def project(matrix: jax.Array, rank: int) -> Factors:
     By QR along the longer side and an SVD of the rest. Eigenvectors of the Gram matrix would take a half to a quarter
     of the time, and lose as many digits as the condition number of the part kept has.
     """
+    # In units of its own: the derivative has squares of singular values.
+    unit = power(exponent(matrix) // 2, matrix.dtype)
+    matrix = matrix / unit / unit
     if matrix.shape[0] >= matrix.shape[1]:
-        return best_rank(as_factors(matrix), rank)
+        found = best_rank(as_factors(matrix), rank)
+        return Factors(found.left * unit, found.right * unit)
     found = best_rank(as_factors(matrix.T), rank)
-    return Factors(found.right, found.left)
+    return Factors(found.right * unit, found.left * unit)
 
 
 def _change(old: tuple[Factors, Any], new: tuple[Factors, Any]) -> jax.Array:
     """Length of the step over that of the new iterate."""
     (factors, free), dtype = new, new[0].left.dtype
-    square = lambda leaf: jnp.sum(leaf * leaf).astype(dtype)
-    moved, size = difference_norm(factors, old[0]) ** 2, square(jnp.sum(factors.left * factors.left, axis=0))
+    # The factors are balanced: squared singular values are sums of fourth powers of what is in them.
+    unit = power(exponent(factors.left), dtype)
+    small = lambda x: Factors(x.left / unit, x.right / unit)
+    steps = [difference_norm(small(factors), small(old[0])) * unit * unit]
+    sizes = [norm(jnp.sum((factors.left / unit) ** 2, axis=0)) * unit * unit]
     for after, before in zip(jax.tree.leaves(free), jax.tree.leaves(old[1]), strict=True):
-        moved, size = moved + square(after - before), size + square(after)
+        steps.append(norm(after - before).astype(dtype))
+        sizes.append(norm(after).astype(dtype))
+    moved, size = norm(jnp.stack(steps)), norm(jnp.stack(sizes))
     # An overflow is no small step.
-    return jnp.where(jnp.isfinite(size), jnp.sqrt(moved / jnp.where(size > 0, size, 1)), jnp.inf)
+    return jnp.where(jnp.isfinite(size), moved / jnp.where(size > 0, size, 1), jnp.inf)

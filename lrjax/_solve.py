@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import loop, status
-from lrjax._checks import check_count, check_key, host_value
+from lrjax._checks import as_array, check_count, check_key, check_settings, host_value, real_array
 from lrjax._pytree import cast_floats, pytree, tree_where
 from lrjax._units import Units, times
 from lrjax.factors import Factors, as_factors, relative_error
@@ -84,7 +84,7 @@ def solve(
             solver never sees it.
 
     Returns:
-        A `Solution`. Lack of convergence does not raise: look at `solution.status` or call `solution.check()`.
+        A `Solution`. Lack of convergence does not raise; look at `solution.status` or call `solution.check()`.
 
     Raises:
         ValueError: a bad problem, solver setting, key, step count or start; the text names argument, value and what
@@ -98,7 +98,8 @@ def solve(
         >>> bool(lr.metrics.relative_error(solution.factors, truth) < 1e-4)
         True
     """
-    problem, solver, init, truth = _prepare(problem, solver, key, num_steps, record_every, init, truth)
+    problem, solver, init, truth = _prepare(problem, solver, key, init, truth)
+    num_steps, record_every = _check_steps(num_steps, record_every)
     return _solve(problem, solver, key, init, truth, num_steps=num_steps, record_every=record_every)
 
 
@@ -118,7 +119,8 @@ def iterate(
     a single row. It ends early once the lane has finished. For progress bars, time limits and early stopping by rules
     of your own; not traceable.
     """
-    problem, solver, init, truth = _prepare(problem, solver, key, num_steps, record_every, init, truth)
+    problem, solver, init, truth = _prepare(problem, solver, key, init, truth)
+    num_steps, record_every = _check_steps(num_steps, record_every)
     carry, most, solution = _start(problem, solver, key, init, truth)
     yield solution
     for block in range(num_steps // record_every):
@@ -129,7 +131,14 @@ def iterate(
             return
 
 
-def _prepare(problem, solver, key, num_steps, record_every, init, truth):
+def _check_steps(num_steps: Any, record_every: Any) -> tuple[int, int]:
+    num_steps, record_every = check_count("num_steps", num_steps), check_count("record_every", record_every)
+    if num_steps % record_every:
+        raise ValueError(f"num_steps must be a multiple of record_every; got {num_steps} and {record_every}")
+    return num_steps, record_every
+
+
+def _prepare(problem, solver, key, init, truth):
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a lrjax.Problem; got {type(problem).__name__}")
     problem = _as_arrays(problem)
@@ -138,11 +147,7 @@ def _prepare(problem, solver, key, num_steps, record_every, init, truth):
         if not callable(getattr(solver, name, None)) or isinstance(solver, type):
             raise ValueError(f"solver must be a solver instance with init and step; got {solver!r}")
     check_key(key)
-    check_count("num_steps", num_steps)
-    check_count("record_every", record_every)
-    if num_steps % record_every:
-        raise ValueError(f"num_steps must be a multiple of record_every; got {num_steps} and {record_every}")
-    dtype = problem.y.dtype
+    dtype, solver = problem.y.dtype, check_settings(solver)
     if hasattr(solver, "check"):
         solver.check(problem)
     if init is not None:
@@ -158,20 +163,23 @@ def _prepare(problem, solver, key, num_steps, record_every, init, truth):
         if not isinstance(truth, Factors):
             if jnp.shape(truth) != problem.shape:
                 raise ValueError(f"truth must be Factors or have shape {problem.shape}; got {jnp.shape(truth)}")
-            truth = as_factors(jnp.asarray(truth, dtype))
+            truth = as_factors(truth)
         truth = _check_factors("truth", truth, problem, dtype)
     return problem, cast_floats(solver, dtype), init, truth
 
 
 def _as_arrays(problem: Problem) -> Problem:
     """NumPy or list measurements become arrays; the rest of the problem is left alone."""
-    weights = None if problem.weights is None else jnp.asarray(problem.weights)
-    return Problem(problem.operator, jnp.asarray(problem.y), weights, problem.loss)
+    weights = None if problem.weights is None else real_array("weights", problem.weights)
+    return Problem(problem.operator, real_array("y", problem.y), weights, problem.loss)
 
 
 def _check_factors(name: str, factors: Any, problem: Problem, dtype: Any) -> Factors:
     if not isinstance(factors, Factors):
         raise ValueError(f"{name} must be lrjax.Factors; got {type(factors).__name__}")
+    factors = Factors(as_array(f"{name}.left", factors.left), as_array(f"{name}.right", factors.right))
+    if jnp.iscomplexobj(factors.left) or jnp.iscomplexobj(factors.right):
+        raise ValueError(f"{name} must be real; got {factors.left.dtype} and {factors.right.dtype}")
     if factors.left.ndim != 2 or factors.right.ndim != 2 or factors.shape != problem.shape:
         raise ValueError(
             f"{name} must have left (n1, k) and right (n2, k) for a problem of shape {problem.shape}; got "

@@ -1,5 +1,6 @@
 """Sparse Bayesian learning when both the measurement matrix and the support are Kronecker products."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import loop, status
-from lrjax._checks import check_choice, check_count, check_finite, check_range
-from lrjax._pytree import pytree, tree_isfinite, tree_where
+from lrjax._checks import as_array, check_choice, check_count, check_finite, check_range, number
+from lrjax._pytree import pytree, replace, tree_isfinite, tree_where
+from lrjax._units import exponent, shift
+from lrjax.linalg.guarded import eigh
 from lrjax.linalg.modes import contract, mode_products, outer
 from lrjax.operators.kronecker import Kronecker
 
@@ -102,7 +105,7 @@ def sparse_bayesian(
     squares that is told the support has 5.0e-3 and 5.0e-4.
 
     Returns:
-        A `SparseBayesianResult`. Lack of convergence does not raise: look at `status`.
+        A `SparseBayesianResult`. Lack of convergence does not raise; look at `status`.
 
     Raises:
         ValueError: not a `Kronecker`, a `y` of another shape or dtype or not finite; a noise variance that is
@@ -128,25 +131,45 @@ def sparse_bayesian(
         raise ValueError(f"operator must be a lrjax.operators.Kronecker; got {type(operator).__name__}")
     dtype = operator.matrices[0].dtype
     m = operator.num_measurements
-    if jnp.shape(y) != (m,) or jnp.result_type(y) != dtype:
-        seen = f"{jnp.shape(y)}, {jnp.result_type(y)}"
+    y = as_array("y", y)
+    if y.shape != (m,) or y.dtype != dtype:
+        seen = f"{y.shape}, {y.dtype}"
         raise ValueError(f"y must have shape ({m},) and the dtype of the operator, {dtype}; got {seen}")
     check_finite("y", y)
     check_choice("method", method, METHODS)
-    check_count("num_steps", num_steps)
-    check_range("noise_variance", noise_variance, low=0, open_low=True)
+    num_steps = check_count("num_steps", num_steps)
     check_range("tolerance", tolerance, low=0)
     check_range("pruning", pruning, low=0, high=0.5)
     real = jnp.finfo(dtype).dtype
     cast = lambda value: jnp.asarray(value, real)
-    noise = None if noise_variance is None else cast(noise_variance)
+    learn = noise_variance is None
+    noise = None if learn else number("noise_variance", noise_variance, real, low=0, open_low=True)
     shares = {name: cast(share if pruning is None else pruning) for name, share in _PRUNING.items()}
-    tensor = jnp.asarray(y).reshape(operator.measured_shape)
+    tensor = y.reshape(operator.measured_shape)
     return _run(operator.matrices, tensor, noise, cast(tolerance), shares, method=method, num_steps=num_steps)
 
 
 @partial(jax.jit, static_argnames=("method", "num_steps"))
 def _run(matrices, y, noise, tolerance, shares, *, method, num_steps):
+    # Measured in powers of two near the largest entries: no square then leaves the range of the dtype.
+    of_y, of_matrices = exponent(jnp.abs(y)), [exponent(jnp.abs(a)) for a in matrices]
+    y, matrices = shift(y, -of_y), tuple(shift(a, -e) for a, e in zip(matrices, of_matrices, strict=True))
+    squared = lambda value, e: shift(shift(value, e), e)
+    noise = None if noise is None else squared(noise, -of_y)
+    found = _in_units(matrices, y, noise, tolerance, shares, method=method, num_steps=num_steps)
+    e = of_y - sum(of_matrices)
+    return replace(
+        found,
+        mean=shift(found.mean, e),
+        variance=squared(found.variance, e),
+        scales=(*found.scales[:-1], squared(found.scales[-1], e)),
+        noise_variance=squared(found.noise_variance, of_y),
+        # The logarithm of a determinant.
+        cost=found.cost + 2 * math.log(2) * float(y.size) * of_y.astype(found.cost.dtype),
+    )
+
+
+def _in_units(matrices, y, noise, tolerance, shares, *, method, num_steps):
     learn = noise is None
     energy = jnp.mean(_square(y))
     # What is left when everything is explained is rounding; a variance of zero would divide by zero.
@@ -203,7 +226,7 @@ def posterior(
         gram = jnp.matmul(a * g[None, :].astype(a.dtype), a.conj().T, precision="highest")
         # One after the other: XLA on a CPU may hang on LAPACK calls that run side by side.
         gram, _ = jax.lax.optimization_barrier((gram, done))
-        p, u = jnp.linalg.eigh(gram)
+        p, u = eigh(gram)
         done = p
         vectors.append(u)
         values.append(jnp.maximum(p, 0))
@@ -219,7 +242,7 @@ def posterior(
     cost = jnp.sum(jnp.log(noise + signal)) + jnp.sum(inverse * _square(turned))
     # The residual is `noise * inverse * turned`, and `signal * inverse` sums to the degrees of freedom used.
     misfit = jnp.sum((noise * inverse) ** 2 * _square(turned))
-    return _Posterior(mean, variance, cost, (misfit + noise * jnp.sum(signal * inverse)) / y.size)
+    return _Posterior(mean, variance, cost, (misfit + noise * jnp.sum(signal * inverse)) / float(y.size))
 
 
 def _leading_parts(moments: jax.Array, scales: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -8,10 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from lrjax._checks import check_choice, check_count, check_finite, check_range, check_real, host_value
+from lrjax._checks import (
+    as_array,
+    check_choice,
+    check_count,
+    check_finite,
+    host_array,
+    host_value,
+    number,
+    real_array,
+)
 from lrjax._pytree import positional_pytree, pytree, replace
 from lrjax._rank_projected import RankProjectedResult, rank_projected_descent
 from lrjax.factors import Factors, matmul
+from lrjax.linalg.guarded import spectral_norm, svd
 
 FORMS = ("filter", "feature")
 
@@ -39,8 +49,10 @@ class SupervisedDictionary:
 
     def encode(self, features: Any) -> jax.Array:
         """Codes `(m, r)` of samples `(m, p)` by least squares on the dictionary."""
-        features = self._samples(features)
-        return matmul(features, jnp.linalg.pinv(self.dictionary).T)
+        u, s, vt = svd(self.dictionary)
+        known = s > jnp.finfo(s.dtype).eps * max(self.dictionary.shape) * s[0]
+        inverse = jnp.where(known, 1 / jnp.where(known, s, 1), 0)
+        return matmul(matmul(self._samples(features), u) * inverse[None, :], vt)
 
     def logits(self, features: Any, covariates: Any = None) -> jax.Array:
         """Logits `(m, c - 1)` of the classes after the first, whose own is zero.
@@ -61,11 +73,16 @@ class SupervisedDictionary:
         return matmul(seen, self.beta) + matmul(covariates, self.gamma)
 
     def predict(self, features: Any, covariates: Any = None) -> jax.Array:
-        """The most probable class of each sample, `(m,)`, int32."""
-        return jnp.argmax(_with_first(self.logits(features, covariates)), axis=1).astype(jnp.int32)
+        """The most probable class of each sample, `(m,)`, int32; -1 where logits are NaN, of traced features say."""
+        logits = self.logits(features, covariates)
+        best = jnp.argmax(_with_first(logits), axis=1).astype(jnp.int32)
+        return jnp.where(jnp.any(jnp.isnan(logits), axis=1), -1, best)
 
     def _samples(self, features: Any) -> jax.Array:
-        features = jnp.asarray(features)
+        features = as_array("features", features)
+        if jnp.iscomplexobj(features):
+            raise ValueError(f"features must be real; got dtype {features.dtype}")
+        check_finite("features", features)
         p = self.dictionary.shape[0]
         if features.ndim != 2 or features.shape[1] != p:
             raise ValueError(f"features must have shape (m, {p}); got {features.shape}")
@@ -160,24 +177,23 @@ def supervised_dictionary(
         >>> bool((found.predict(features) == labels).mean() > 0.9)
         True
     """
-    check_real("features", features)
-    features = jnp.asarray(features)
+    features = real_array("features", features)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features must have shape (n, p); got {features.shape}")
     check_finite("features", features)
     check_choice("form", form, FORMS)
-    check_count("num_classes", num_classes, minimum=2)
-    check_range("reconstruction", reconstruction, low=0)
-    ridge = (1.0 if form == "filter" else 0.1) if ridge is None else ridge
-    check_range("ridge", ridge, low=0)
-    check_range("scale", scale, low=0, open_low=True)
-    cast = lambda value: jnp.asarray(value, features.dtype)
+    num_classes, dtype = check_count("num_classes", num_classes, minimum=2), features.dtype
+    reconstruction = number("reconstruction", reconstruction, dtype, low=0)
+    ridge = number("ridge", (1.0 if form == "filter" else 0.1) if ridge is None else ridge, dtype, low=0)
+    balance = scale is None
+    scale = number("scale", 1 if scale is None else scale, dtype, low=0, open_low=True)
+    _check_squares(features, reconstruction)
     labels = _labels(labels, features.shape[0], num_classes)
     covariates = _covariates(covariates, features)
     kinds = num_classes - 1
     start = None if init is None else _check_init(init, features, covariates, kinds)
-    data = _Data(features, labels, covariates, cast(reconstruction), cast(ridge), cast(1 if scale is None else scale))
-    data, default, stacked, gamma = _prepare(data, start, form=form, kinds=kinds, balance=scale is None)
+    data = _Data(features, labels, covariates, reconstruction, ridge, scale)
+    data, default, stacked, gamma = _prepare(data, start, form=form, kinds=kinds, balance=balance)
     descent = rank_projected_descent(
         Partial(_filter if form == "filter" else _feature, data),
         stacked,
@@ -191,19 +207,33 @@ def supervised_dictionary(
     return _result(descent, data.scale, form, kinds)
 
 
+def _check_squares(features: jax.Array, reconstruction: jax.Array) -> None:
+    """The objective has squares of the features: units in which these overflow or vanish are refused."""
+    if (host := host_value(features)) is None or (weight := host_value(reconstruction)) is None or not host.any():
+        return
+    limits, top = np.finfo(host.dtype), float(np.abs(host).max())
+    # With room for sums, and for the steps.
+    most = max(1.0, float(weight)) * top**2 * host.size
+    if most > 2.0**-20 * float(limits.max) or top**2 < 2.0**40 * float(limits.tiny):
+        raise ValueError(
+            f"features must have squares that {host.dtype} holds; the largest is {top:.3g}. Divide them by their "
+            "spread (and multiply reconstruction by its square)"
+        )
+
+
 def _labels(labels: Any, n: int, num_classes: int) -> jax.Array:
-    labels = jnp.asarray(labels)
+    labels = host_array("labels", labels)
     if labels.shape != (n,) or not (labels.dtype == bool or jnp.issubdtype(labels.dtype, jnp.integer)):
         raise ValueError(f"labels must be integers of shape ({n},); got {labels.dtype} of shape {labels.shape}")
     if (seen := host_value(labels)) is not None and not ((seen >= 0) & (seen < num_classes)).all():
         raise ValueError(f"labels must be from 0 to {num_classes - 1}; got {np.unique(seen)}")
-    return labels.astype(jnp.int32)
+    return jnp.asarray(labels.astype(np.int32))
 
 
 def _covariates(covariates: Any, features: jax.Array) -> jax.Array:
     if covariates is None:
         return jnp.ones_like(features[:, :1])
-    covariates = jnp.asarray(covariates)
+    covariates = as_array("covariates", covariates)
     if jnp.iscomplexobj(covariates):
         raise ValueError(f"covariates must be real; got dtype {covariates.dtype}")
     if covariates.ndim != 2 or covariates.shape[0] != features.shape[0]:
@@ -214,7 +244,7 @@ def _covariates(covariates: Any, features: jax.Array) -> jax.Array:
 
 def _check_init(init: Any, features: jax.Array, covariates: jax.Array, kinds: int) -> tuple[jax.Array, ...]:
     (n, p), q = features.shape, covariates.shape[1]
-    parts = tuple(jnp.asarray(part, features.dtype) for part in init)
+    parts = tuple(real_array("init", part).astype(features.dtype) for part in init)
     shapes = tuple(part.shape for part in parts)
     k = shapes[0][-1] if shapes and shapes[0] else 0
     expected = ((p, k), (n, k), (k, kinds), (q, kinds))
@@ -261,13 +291,14 @@ def _with_first(logits: jax.Array) -> jax.Array:
 def _prepare(data: _Data, init: Any, *, form: str, kinds: int, balance: bool) -> tuple:
     """The data with their scale, the default step size, and the start."""
     if form == "filter":
-        square = jnp.linalg.norm(jnp.concatenate([data.features, data.covariates], axis=1), 2) ** 2
+        square = spectral_norm(jnp.concatenate([data.features, data.covariates], axis=1)) ** 2
     else:
-        square = 1 + jnp.linalg.norm(data.covariates, 2) ** 2
+        square = 1 + spectral_norm(data.covariates) ** 2
     curvature, fit = (0.25 if kinds == 1 else 0.5) * square + data.ridge, 2 * data.reconstruction
     scale = jnp.where(fit > 0, jnp.sqrt(curvature / jnp.where(fit > 0, fit, 1)), 1) if balance else data.scale
     most, least = jnp.maximum(curvature / scale**2, fit), jnp.minimum(data.ridge / scale**2, fit)
     step_size = jnp.where(most < 3 * least, 2 / (most + least), 1 / most)
+    # Neither moves the minimum: the one is a change of variables, the other a length of steps.
     scale, step_size = jax.lax.stop_gradient((scale, step_size))
     data = replace(data, scale=scale)
     if init is None:

@@ -14,8 +14,8 @@ from jax.core import Tracer
 from tqdm import tqdm
 
 from lrjax import _grids as grids
-from lrjax._checkpoint import Checkpoint, read_parts, read_plan
-from lrjax._checks import check_count, check_key
+from lrjax._checkpoint import PLAN, Checkpoint, read_parts, read_plan
+from lrjax._checks import check_choice, check_count, check_flag, check_key, host_array
 
 _AXIS = "trial"
 # A batch whose working set exceeds the cache of a core streams every trial through memory at each step.
@@ -78,14 +78,14 @@ def sweep(
         progress: a bar on standard error if the sweep takes longer than two seconds.
 
     Returns:
-        An `xarray.Dataset` if xarray is installed, otherwise an object with the same access to what sweeps need:
-        `table["error"].sel(rank=3).mean("trial")`. Each output has one dimension for each axis, in the order of
+        An `xarray.Dataset` if xarray is installed, otherwise an object with the same access to what sweeps need,
+        such as `table["error"].sel(rank=3).mean("trial")`. Each output has one dimension for each axis, in the order of
         `grid`, then `trial`, then its own. `attrs` has the settings, versions and key (`"plan"`), `"num_compiles"`,
         `"compile_seconds"`, `"num_nonfinite"` by output, `"batch_sizes"` and `"seconds"`, all included.
 
     Raises:
-        ValueError: a bad argument, a trial that returns something else, a call within jit, vmap or grad, or a
-            checkpoint of another sweep.
+        ValueError: a bad argument, a trial that returns something else, a traced axis that the trial needs the value
+            of or whose values its dtype cannot hold, a call within jit, vmap or grad, or a checkpoint of another sweep.
         OSError: the checkpoint cannot be written; what was finished is safe.
 
     Cost: that of the trials, one compile and two or three traces for each static point.
@@ -118,8 +118,12 @@ def sweep(
     plan = grids.Plan(grids.axes(grid, static), tuple(static), check_count("num_trials", num_trials))
     if plan.num_lanes >= 2**31:
         raise ValueError(f"grid and num_trials make {plan.num_lanes} trials for one compile; expected less than 2^31")
-    if batch_size != "auto":
+    if isinstance(batch_size, str):
+        check_choice("batch_size", batch_size, ("auto",))
+    else:
         batch_size = check_count("batch_size", batch_size)
+    paired, progress = check_flag("paired", paired), check_flag("progress", progress)
+    shared = jax.tree.map(lambda x: host_array("shared", x) if isinstance(x, np.ndarray) else x, shared)
     devices = list(jax.local_devices() if devices is None else devices)
     if not devices:
         raise ValueError("devices is empty; expected at least one device, or None for all")
@@ -157,7 +161,7 @@ def load_sweep(checkpoint: str | Path) -> Any:
         checkpoint: the directory given to `sweep`.
 
     Raises:
-        ValueError: no checkpoint, or a sweep that is not finished.
+        ValueError: no checkpoint, one that is damaged, or a sweep that is not finished.
 
     Examples:
         >>> import jax, lrjax as lr, tempfile
@@ -169,44 +173,39 @@ def load_sweep(checkpoint: str | Path) -> Any:
         True
     """
     settings = read_plan(checkpoint)
-    plan = grids.Plan(
-        {n: v["coords"] for n, v in settings["grid"].items()}, tuple(settings["static"]), settings["trials"]
-    )
-    points = []
-    for combo in range(len(plan.static_points())):
-        parts = read_parts(checkpoint, combo)
-        points.append({c * meta["sizes"]["chunk"]: arrays for meta, chunks in parts for c, arrays in chunks.items()})
-    ends = [start + len(next(iter(arrays.values()))) for found in points for start, arrays in found.items()]
-    done, total = sum(ends) - sum(start for found in points for start in found), len(points) * plan.num_lanes
-    # Before tables of the size that the plan asks for are made: it may be damaged.
-    if max(ends, default=0) > plan.num_lanes or done > total:
-        raise ValueError(f"checkpoint {str(checkpoint)!r} holds more trials than its plan has; it is damaged")
+    try:
+        plan = grids.plan_of(settings)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {str(checkpoint)!r} has a damaged {PLAN} ({error})") from error
+    tables, done, points = [], 0, plan.static_points()
+    for combo in range(len(points)):
+        parts = [part for part in read_parts(checkpoint, combo) if part[1]]
+        sizes = {meta["sizes"]["chunk"] for meta, _ in parts}
+        found = {number: arrays for _, chunks in parts for number, arrays in chunks.items()}
+        first = {name: value[0] for name, value in next(iter(found.values())).items()} if found else {}
+        count = sum(len(next(iter(arrays.values()))) for arrays in found.values())
+        # What is missing need not fit into memory.
+        table = grids.Table(plan.num_lanes if count >= plan.num_lanes else 0, first)
+        done += count
+        if count >= plan.num_lanes:
+            try:
+                if len(sizes) > 1 or count > plan.num_lanes:
+                    raise ValueError("their chunks overlap")
+                for number, arrays in found.items():
+                    table.put(number * min(sizes), arrays)
+            except ValueError as error:
+                raise ValueError(
+                    f"checkpoint {str(checkpoint)!r} has damaged parts ({error}); remove its part-{combo:05d}-*.npz "
+                    "and call lr.sweep again with the same arguments"
+                ) from error
+        tables.append(table.arrays)
+    total = len(tables) * plan.num_lanes
     if done < total:
         raise ValueError(
             f"checkpoint {str(checkpoint)!r} holds {done} of {total} trials; call lr.sweep again with the same "
             "arguments to run the others"
         )
-    tables = []
-    for found in points:
-        table = _Table(plan.num_lanes, {name: value[0] for name, value in next(iter(found.values())).items()})
-        for start, arrays in found.items():
-            table.put(start, arrays)
-        tables.append(table.arrays)
     return grids.assembled(plan, tables, settings, {})
-
-
-class _Table:
-    """The outputs of the trials of one static point, as they come in."""
-
-    def __init__(self, num_lanes: int, outputs: Mapping[str, Any]):
-        self.arrays = {name: np.zeros((num_lanes, *one.shape), one.dtype) for name, one in outputs.items()}
-
-    def put(self, start: int, arrays: Mapping[str, np.ndarray]) -> int:
-        """Stores a chunk; returns how many trials it had."""
-        length = len(next(iter(arrays.values())))
-        for name, values in arrays.items():
-            self.arrays[name][start : start + length] = values
-        return length
 
 
 class _Job:
@@ -228,13 +227,13 @@ class _Job:
         offset = jnp.uint32(combo * (plan.num_lanes // plan.num_trials))
         self.inputs = (offset, key, values, shared)
 
-        def lane(index: jax.Array, offset: jax.Array, key: jax.Array, values: dict, shared: Any) -> dict:
+        def lane(index: jax.Array, offset: jax.Array, key: jax.Array, values: dict, shared: Any, **known: Any) -> dict:
             place, number = index // plan.num_trials, index % plan.num_trials
             if not paired:
                 key = jax.random.fold_in(key, offset + place.astype(jnp.uint32))
             at = jnp.unravel_index(place, plan.sizes) if plan.sizes else ()
             traced = {name: values[name][i] for name, i in zip(plan.traced, at, strict=True)}
-            given = point | traced | ({} if shared is None else {"shared": shared})
+            given = point | traced | known | ({} if shared is None else {"shared": shared})
             found = trial(jax.random.fold_in(key, number), **given)
             if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
                 raise ValueError(f"trial returned {type(found).__name__}; expected a dictionary of scalars or arrays")
@@ -248,10 +247,18 @@ class _Job:
 
     def run(
         self, batch_size: int | str, store: Checkpoint | None, bar: Any, like: Mapping[str, np.ndarray] | None
-    ) -> tuple[_Table, float | None, int]:
+    ) -> tuple[grids.Table, float | None, int]:
         """The table, the seconds of tracing and compiling (`None` if nothing was left to run) and the batch size."""
         begun, one = time.monotonic(), jax.ShapeDtypeStruct((), jnp.int32)
-        closed, outputs = jax.make_jaxpr(self.lane, return_shape=True)(one, *self.inputs)
+        try:
+            closed, outputs = jax.make_jaxpr(self.lane, return_shape=True)(one, *self.inputs)
+        except Exception as error:
+            if _wants_a_value(error) and (names := self._to_be_static()):
+                raise ValueError(
+                    f"trial needs the value of {' and '.join(map(repr, names))} while it is traced; name it in static, "
+                    f"sweep(..., static={tuple(names)!r}): one compile for each value. {str(error).splitlines()[0]}"
+                ) from error
+            raise
         if any(isinstance(const, Tracer) for const in closed.consts):
             raise ValueError("trial closes over a traced value; call sweep outside of jit, vmap and grad")
         if like is not None:
@@ -261,7 +268,7 @@ class _Job:
                     f"trial returned outputs of different shapes at different static points: {before} at first, and "
                     f"{now} at {_named(self.point)}"
                 )
-        table, sizes, chunks, fingerprint = _Table(self.plan.num_lanes, outputs), None, {}, ""
+        table, sizes, chunks, fingerprint = grids.Table(self.plan.num_lanes, outputs), None, {}, ""
         if store:
             fingerprint = _fingerprint(closed)
             sizes, chunks = store.read(self.combo, fingerprint)
@@ -310,6 +317,18 @@ class _Job:
                 store.flush()
         return table, took, sizes["batch"]
 
+    def _to_be_static(self) -> list[str]:
+        """Traced axes that the trial can be traced with when their values are known: one alone, else all, else none."""
+        values = {name: np.asarray(self.plan.values[name])[0].item() for name in self.plan.traced}
+        for known in [*({name: value} for name, value in values.items()), values]:
+            trace = jax.make_jaxpr(lambda *given, known=known: self.lane(*given, **known))
+            try:
+                trace(jax.ShapeDtypeStruct((), jnp.int32), *self.inputs)
+            except Exception:  # whatever is still wrong
+                continue
+            return list(known)
+        return []
+
     def _batch(self, closed: Any) -> int:
         """Trials that fit, from the difference that a second one makes to the largest step of the trial."""
         two = jax.make_jaxpr(jax.vmap(self.lane, in_axes=(0, None, None, None, None)))(
@@ -354,6 +373,19 @@ def _numeric(name: str, value: Any, plan: grids.Plan) -> jax.Array:
     return array
 
 
+def _wants_a_value(error: Exception) -> bool:
+    """Whether traced code asked for a number that is not known yet, as JAX says it or as our checks do."""
+    kinds = (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerIntegerConversionError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.NonConcreteBooleanIndexError,
+    )
+    return isinstance(error, kinds) or (
+        isinstance(error, (TypeError, ValueError)) and ("concrete" in str(error) or "Tracer" in str(error))
+    )
+
+
 def _named(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in point.items())
 
@@ -390,7 +422,7 @@ def _wait(name: str) -> None:
         multihost_utils.sync_global_devices(f"lrjax sweep {name}")
 
 
-def _gathered(table: _Table, chunk: int) -> dict[str, np.ndarray]:
+def _gathered(table: grids.Table, chunk: int) -> dict[str, np.ndarray]:
     """The outputs of all processes: chunk number c was run by process c modulo their number."""
     if jax.process_count() == 1:
         return table.arrays

@@ -32,6 +32,12 @@ def times(x: jax.Array, *factors: jax.Array) -> jax.Array:
     return x
 
 
+def shift(x: jax.Array, e: jax.Array) -> jax.Array:
+    """`x 2^e` for real or complex `x`, exact where the dtype holds it; in steps that it holds themselves."""
+    quarter, dtype = e // 4, jnp.finfo(x.dtype).dtype
+    return times(x, *[power(quarter, dtype)] * 3, power(e - 3 * quarter, dtype))
+
+
 def norm(x: jax.Array) -> jax.Array:
     """Frobenius norm, without overflow and underflow; its derivative at zero is zero."""
     unit = unit_of(x)

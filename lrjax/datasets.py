@@ -177,7 +177,7 @@ def photograph(size: int | None = None) -> tuple[np.ndarray, str]:
             is never enlarged.
 
     Returns:
-        `(array, source)`: `(n1, n2)` float64 in [0, 1], and a line that says which photograph it is.
+        `(array, source)`, the first `(n1, n2)` float64 in [0, 1], and a line that says which photograph it is.
 
     Raises:
         ValueError: if `size` is not a positive integer.

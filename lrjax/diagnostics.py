@@ -6,13 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_choice, check_count, check_key, check_range
+from lrjax._checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_indices,
+    check_key,
+    check_range,
+    check_shape,
+    number,
+    on_host,
+    real_array,
+)
 from lrjax._fits import RateFit as RateFit
 from lrjax._fits import TransitionFit as TransitionFit
 from lrjax._fits import fit_rate as fit_rate
 from lrjax._fits import fit_transition as fit_transition
+from lrjax._units import norm
 from lrjax.factors import Factors, as_factors
-from lrjax.operators.base import Operator
+from lrjax.linalg.guarded import qr, singular_values
+from lrjax.operators.base import Operator, check_operator
 from lrjax.sketching import leverage_scores as leverage_scores
 
 
@@ -50,13 +63,13 @@ def undetermined(rows: Any, cols: Any, shape: tuple[int, int], rank: int) -> tup
         >>> cols.tolist()
         [False, False, True]
     """
-    rank = check_count("rank", rank)
-    index = [np.asarray(rows), np.asarray(cols)]
-    for name, values, size in zip(("rows", "cols"), index, shape, strict=True):
-        if values.ndim != 1 or values.shape != index[0].shape or not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"{name} has shape {values.shape} and dtype {values.dtype}; expected integers (m,), alike")
-        if values.size and not 0 <= values.min() <= values.max() < size:
-            raise ValueError(f"{name} reaches from {values.min()} to {values.max()}; expected 0 to {size - 1}")
+    rank, shape = check_count("rank", rank), check_shape(shape)
+    index = [
+        on_host(name, check_indices(name, given, n))
+        for name, given, n in zip(("rows", "cols"), (rows, cols), shape, strict=True)
+    ]
+    if index[0].ndim != 1 or index[0].shape != index[1].shape:
+        raise ValueError(f"rows and cols must have one shape (m,); got {index[0].shape} and {index[1].shape}")
     alive, bad = [np.ones(n, bool) for n in shape], [np.zeros(n, bool) for n in shape]
     side, idle, free = 0, 0, 0
     while idle < 2:
@@ -98,8 +111,8 @@ def _directions(operator: Operator, key: jax.Array, rank: int, symmetric: bool) 
     own = [jnp.result_type(leaf) for leaf in jax.tree.leaves(operator)]
     dtype = next((found for found in own if jnp.issubdtype(found, jnp.floating)), jnp.result_type(float))
     (n1, n2), signs = operator.shape, jax.random.rademacher(key_signs, (rank,), dtype)
-    left = jnp.linalg.qr(jax.random.normal(key_left, (n1, rank), dtype))[0]
-    right = left * signs if symmetric else jnp.linalg.qr(jax.random.normal(key_right, (n2, rank), dtype))[0]
+    left = qr(jax.random.normal(key_left, (n1, rank), dtype))[0]
+    right = left * signs if symmetric else qr(jax.random.normal(key_right, (n2, rank), dtype))[0]
     return left * rank**-0.5, right
 
 
@@ -135,13 +148,12 @@ def rip(
     check_key(key)
     rank = _check_rank(operator, rank, symmetric)
 
-    def ratio(key: jax.Array) -> jax.Array:
-        return jnp.sum(operator.forward(*_directions(operator, key, rank, symmetric)) ** 2)
-
-    ratios = jax.lax.map(ratio, jax.random.split(key, check_count("num_directions", num_directions)))
-    scale = jnp.mean(ratios)
-    low, high = jnp.min(ratios) / scale, jnp.max(ratios) / scale
-    return RipEstimate(scale, low, high, jnp.maximum(1 - low, high - 1))
+    size = lambda key: norm(operator.forward(*_directions(operator, key, rank, symmetric)))
+    norms = jax.lax.map(size, jax.random.split(key, check_count("num_directions", num_directions)))
+    # Ratios do not depend on the units of the operator; the scale itself may leave the range of the dtype.
+    typical = norm(norms) / jnp.sqrt(jnp.asarray(norms.size, norms.dtype))
+    low, high = (jnp.min(norms) / typical) ** 2, (jnp.max(norms) / typical) ** 2
+    return RipEstimate(typical**2, low, high, jnp.maximum(1 - low, high - 1))
 
 
 class SignRipEstimate(NamedTuple):
@@ -201,20 +213,20 @@ def sign_rip(
     rank = _check_rank(operator, rank, symmetric)
     check_range("size", size, low=0, open_low=True)
     m = operator.num_measurements
-    if noise is not None and jnp.shape(noise) != (m,):
-        raise ValueError(f"noise has shape {jnp.shape(noise)}; expected one number for each measurement, ({m},)")
+    noise = None if noise is None else real_array("noise", noise)
+    if noise is not None and noise.shape != (m,):
+        raise ValueError(f"noise has shape {noise.shape}; expected one number for each measurement, ({m},)")
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         left, right = _directions(operator, key, rank, symmetric)
         seen = operator.forward(left, right)
-        seen = jnp.asarray(size, seen.dtype) * seen
-        d = operator.adjoint(jnp.sign(seen if noise is None else seen - jnp.asarray(noise, seen.dtype))) / m
+        seen = number("size", size, seen.dtype) * seen
+        d = operator.adjoint(jnp.sign(seen if noise is None else seen - noise.astype(seen.dtype))) / float(m)
         d = (d + d.T) / 2 if symmetric else d
         x = left @ right.T
         scale = jnp.sum(d * x)
         # The best unit Y of the rank is the truncated SVD: its product is the norm of the leading singular values.
-        values = jnp.linalg.svd(d - scale * x, compute_uv=False)
-        return scale, jnp.sqrt(jnp.sum(values[:rank] ** 2))
+        return scale, norm(singular_values(d - scale * x)[:rank])
 
     keys = jax.random.split(key, check_count("num_directions", num_directions))
     scale, deviation = jax.lax.map(one, keys)
@@ -222,10 +234,11 @@ def sign_rip(
 
 
 def _check_rank(operator: Operator, rank: int, symmetric: bool) -> int:
+    check_operator("operator", operator)
     rank, (n1, n2) = check_count("rank", rank), operator.shape
     if rank > min(n1, n2):
         raise ValueError(f"rank is {rank}; expected at most min(shape) = {min(n1, n2)}")
-    if symmetric and n1 != n2:
+    if check_flag("symmetric", symmetric) and n1 != n2:
         raise ValueError(f"symmetric=True needs a square matrix; the operator measures {(n1, n2)}")
     return rank
 
@@ -278,6 +291,6 @@ def effective_rank(x: Factors | jax.Array, *, kind: str = "entropy") -> jax.Arra
     check_choice("kind", kind, ("entropy", "stable"))
     values = as_factors(x).svd()[1]
     if kind == "stable":
-        return jnp.sum(values**2) / jnp.max(values) ** 2
+        return jnp.sum((values / jnp.max(values)) ** 2)
     share = values / jnp.sum(values)
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0)))

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import _units
+from lrjax._checks import as_array, check_indices
 from lrjax._pytree import positional_pytree
 from lrjax.linalg import guarded
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """Matrix product at full precision: accelerators may otherwise round float32 products to TF32 or bfloat16."""
-    return jnp.matmul(a, b, precision="highest")
+    # NumPy's arrays in another byte order would find the compiled product of native ones, and be misread.
+    return jnp.matmul(as_array("left operand", a), as_array("right operand", b), precision="highest")
 
 
 @positional_pytree
@@ -48,11 +50,26 @@ class Factors:
 
     def dense(self) -> jax.Array:
         """The `(n1, n2)` matrix itself; `n1 n2 k` multiplications and as much memory."""
-        return matmul(self.left, jnp.swapaxes(self.right, -1, -2))
+        left, right = self._arrays()
+        return matmul(left, jnp.swapaxes(right, -1, -2))
 
     def entries(self, rows: Any, cols: Any) -> jax.Array:
-        """The entries `X[rows, cols]`, each a product of two rows of the factors."""
-        return jnp.sum(self.left[..., rows, :] * self.right[..., cols, :], axis=-1)
+        """The entries `X[rows, cols]`, each a product of two rows of the factors.
+
+        Args:
+            rows: integers in `[0, n1)`, of any shape; of traced ones the range cannot be checked.
+            cols: integers in `[0, n2)`, of a shape that broadcasts with it.
+
+        Raises:
+            ValueError: no integers, or outside of the matrix.
+        """
+        rows, cols = check_indices("rows", rows, self.shape[0]), check_indices("cols", cols, self.shape[1])
+        left, right = self._arrays()
+        return jnp.sum(left[..., rows, :] * right[..., cols, :], axis=-1)
+
+    def _arrays(self) -> tuple[jax.Array, jax.Array]:
+        """Both factors as JAX arrays, if they were given as NumPy's."""
+        return as_array("left", self.left), as_array("right", self.right)
 
     def matmul(self, v: jax.Array) -> jax.Array:
         """`X @ v` for `v` of shape `(n2,)` or `(n2, q)`."""
@@ -74,8 +91,9 @@ class Factors:
 
     def _triangular(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """QR of both factors, one after the other: batched LAPACK calls at once may wait for each other for ever."""
-        q_left, r_left = guarded.qr(self.left)
-        q_right, r_right = guarded.qr(self.right + 0 * r_left[:1, :1])
+        left, right = self._arrays()
+        q_left, r_left = guarded.qr(left)
+        q_right, r_right = guarded.qr(right + 0 * r_left[:1, :1])
         return q_left, r_left, q_right, r_right
 
     def truncate(self, rank: int) -> "Factors":
@@ -86,7 +104,7 @@ class Factors:
         """
         if not hasattr(rank, "__index__") or not 0 < rank <= self.max_rank:
             raise ValueError(f"rank must be an integer in 1..{self.max_rank}, the columns of the factors; got {rank!r}")
-        return _truncated(self, min(int(rank), *self.shape), True)
+        return _truncated(Factors(*self._arrays()), min(int(rank), *self.shape), True)
 
     def balanced(self) -> "Factors":
         """The same matrix with `left.T @ left == right.T @ right`, columns sorted by singular value."""
@@ -99,7 +117,7 @@ class Factors:
 
         Differentiable wherever `X` is not zero, zero columns of the factors included; at zero the derivative is zero.
         """
-        return _norm(self)
+        return _norm(Factors(*self._arrays()))
 
 
 @jax.custom_jvp
@@ -197,8 +215,13 @@ def difference_norm(a: Factors, b: Factors) -> jax.Array:
 
 
 def as_factors(x: "Factors | jax.Array") -> Factors:
-    """`x` itself, or a dense `(n1, n2)` matrix as `x @ I.T`."""
-    return x if isinstance(x, Factors) else Factors(x, jnp.eye(x.shape[1], dtype=x.dtype))
+    """`x` itself, or a dense `(n1, n2)` matrix as `x @ I.T`; NumPy's arrays as JAX's."""
+    if isinstance(x, Factors):
+        return Factors(*x._arrays())
+    x = as_array("matrix", x)
+    if x.ndim != 2:
+        raise ValueError(f"expected lrjax.Factors or a matrix (n1, n2); got an array of shape {x.shape}")
+    return Factors(x, jnp.eye(x.shape[1], dtype=x.dtype))
 
 
 def relative_error(estimate: Factors | jax.Array, truth: Factors | jax.Array) -> jax.Array:

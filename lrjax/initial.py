@@ -47,7 +47,7 @@ def gain(problem: Problem, key: jax.Array, *, symmetric: bool, probes: int = 4) 
     n1, n2 = problem.shape
     if problem.operator.entrywise:
         # Every sign matrix has the same energy in every entry: nothing to draw.
-        return jax.lax.stop_gradient(problem.total_weight() / (n1 * n2))
+        return jax.lax.stop_gradient(problem.total_weight() / (float(n1) * n2))
     signs = jax.random.rademacher(key, (probes, n1 if symmetric else n1 + n2, 1), problem.y.dtype)
     left, right = (signs, signs) if symmetric else (signs[:, :n1], signs[:, n1:])
 
@@ -55,7 +55,7 @@ def gain(problem: Problem, key: jax.Array, *, symmetric: bool, probes: int = 4) 
         image = problem.operator.forward(*pair)
         return jnp.sum(problem.weighted(image * image))
 
-    mean = jnp.mean(jax.lax.map(energy, (left, right))) / (n1 * n2)
+    mean = jnp.mean(jax.lax.map(energy, (left, right))) / (float(n1) * n2)
     return jax.lax.stop_gradient(jnp.where(mean > 0, mean, 1))
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from lrjax._checks import as_array
 from lrjax._units import unit_of
 from lrjax.factors import Factors, matmul
 from lrjax.factors import relative_error as relative_error
@@ -16,7 +17,8 @@ def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
         a: `(n, k)`, full column rank.
         b: `(n, j)` with `j <= k`, full column rank.
     """
-    if a.shape[0] != b.shape[0] or b.shape[1] > a.shape[1]:
+    a, b = as_array("a", a), as_array("b", b)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0] or b.shape[1] > a.shape[1]:
         raise ValueError(f"a (n, k) and b (n, j) need one n and j <= k; got {a.shape} and {b.shape}")
     qa, qb = guarded.qr(a)[0], guarded.qr(b)[0]
     # The part of B outside A, not sqrt(1 - cos^2): small angles keep all their digits.
@@ -25,12 +27,13 @@ def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def rmse(predicted: jax.Array, values: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Root mean squared difference, weighted if `weights` are given."""
-    difference = jnp.asarray(predicted - values)
+    difference = as_array("predicted", predicted) - as_array("values", values)
     unit = unit_of(difference)
     square = (difference / unit) ** 2
     if weights is None:
         return unit * jnp.sqrt(jnp.mean(square))
-    weights = weights / unit_of(jnp.asarray(weights))
+    weights = as_array("weights", weights)
+    weights = weights / unit_of(weights)
     return unit * jnp.sqrt(jnp.sum(weights * square) / jnp.sum(weights))
 
 
@@ -41,6 +44,7 @@ def success(estimate: Factors | jax.Array, truth: Factors | jax.Array, tolerance
 
 def support_recovery(estimate: jax.Array, truth: jax.Array, threshold: float | jax.Array = 0.0) -> jax.Array:
     """Fraction of places at which `|estimate| > threshold` agrees with `truth != 0`."""
+    estimate, truth = as_array("estimate", estimate), as_array("truth", truth)
     return jnp.mean(((jnp.abs(estimate) > threshold) == (truth != 0)).astype(jnp.result_type(estimate)))
 
 
@@ -57,6 +61,7 @@ def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     Raises:
         ValueError: the shapes differ.
     """
+    estimate, truth = as_array("estimate", estimate), as_array("truth", truth)
     if jnp.shape(estimate) != jnp.shape(truth):
         raise ValueError(f"estimate and truth must have one shape; got {jnp.shape(estimate)} and {jnp.shape(truth)}")
     # In units of their own: squares of what is very small or large would leave the range of single precision.

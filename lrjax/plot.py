@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from lrjax._checks import on_host
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -137,7 +139,7 @@ def convergence(
     for name in (quantity, "step"):
         if name not in trace:
             raise ValueError(f"the trace has no column {name!r}; it has {sorted(trace)}")
-    values, steps = np.asarray(trace[quantity]), np.asarray(trace["step"])
+    values, steps = _real(quantity, trace[quantity]), _real("step", trace["step"])
     if values.shape != steps.shape or values.ndim == 0:
         raise ValueError(
             f"{quantity!r} has shape {values.shape} and 'step' has {steps.shape}; expected the same shape, "
@@ -189,7 +191,7 @@ def phase_diagram(
         ValueError: if the shapes disagree, a rate lies outside [0, 1], or a parameter does not increase.
     """
     assert ax is not None
-    success, x, y = np.asarray(success, float), np.asarray(x, float), np.asarray(y, float)
+    success, x, y = _real("success", success), _real("x", x), _real("y", y)
     if x.ndim != 1 or y.ndim != 1 or success.shape != (y.size, x.size):
         raise ValueError(
             f"success has shape {success.shape}, expected (len(y), len(x)) = ({y.size}, {x.size}) with x and "
@@ -207,6 +209,12 @@ def phase_diagram(
     ax.set_ylim(rows[0], rows[-1])
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
+    from matplotlib.ticker import MaxNLocator
+
+    # Counts, such as a rank, get no ticks between them.
+    for axis, values in ((ax.xaxis, x), (ax.yaxis, y)):
+        if np.all(values == np.round(values)):
+            axis.set_major_locator(MaxNLocator(integer=True))
     bar = ax.figure.colorbar(mesh, ax=ax, label="success rate", ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.outline.set_visible(False)  # type: ignore[operator]
     return ax
@@ -236,7 +244,7 @@ def image(
         ValueError: if `array` is not a matrix or has no finite entry.
     """
     assert ax is not None
-    array = np.asarray(array, float)
+    array = _real("array", array)
     if array.ndim != 2:
         raise ValueError(f"expected a matrix, got shape {array.shape}")
     finite = array[np.isfinite(array)]
@@ -273,7 +281,7 @@ def spectrum(values: Any, *, label: str | None = None, ax: "Axes | None" = None)
         ValueError: if `values` is not a vector, is empty, or holds a negative or non-finite number.
     """
     assert ax is not None
-    values = np.asarray(values, float)
+    values = _real("values", values)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"expected a non-empty vector of singular values, got shape {values.shape}")
     if not np.all(np.isfinite(values) & (values >= 0)):
@@ -321,6 +329,14 @@ def bars(values: Mapping[str, float], *, xlabel: str, ax: "Axes | None" = None) 
     ax.spines["left"].set_visible(False)
     ax.set_xlabel(xlabel)
     return ax
+
+
+def _real(name: str, values: Any) -> np.ndarray:
+    """What is drawn, in NumPy's doubles: a complex number would lose its imaginary part, and text be parsed."""
+    array = on_host(name, values)
+    if np.iscomplexobj(array):
+        raise ValueError(f"{name} must be real; got dtype {array.dtype}")
+    return array.astype(float)
 
 
 def _quantity(trace: Mapping[str, Any]) -> str:

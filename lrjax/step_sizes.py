@@ -5,6 +5,7 @@ units that `SubgradientMethod` documents. `in_units(unit, relative=...)` is the 
 `relative` where `reference` is asked for; a rule without it is given the data as they are.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -41,7 +42,16 @@ def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 
 def measured_quantile(values: jax.Array, weights: jax.Array | None, quantile: float | jax.Array) -> jax.Array:
-    """The `quantile` of the values with positive weight (the lower of two neighbours). A sort: `O(m log m)`."""
+    """The `quantile` of the values with positive weight (the lower of two neighbours). A sort: `O(m log m)`.
+
+    Raises:
+        ValueError: more values than 32 bits can number.
+    """
+    if values.shape[0] >= 2**31:
+        raise ValueError(
+            f"a quantile takes less than 2^31 measurements; got {values.shape[0]}. Use another step size or loss, or "
+            "AlternatingProjections, which looks at a sample"
+        )
     if weights is None:
         count, ordered = jnp.asarray(values.shape[0], values.dtype), jnp.sort(values)
     else:
@@ -64,7 +74,7 @@ def _safe_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 class Constant:
     """The same step always. Stops at an error of the order of the step: for the squared loss, or a first look."""
 
-    value: float | jax.Array
+    value: float | jax.Array = dataclasses.field(kw_only=False)
 
     def in_units(self, unit: jax.Array, *, relative: bool) -> "Constant":
         """Itself: steps have the units of the solver, not of the data."""
@@ -85,7 +95,7 @@ class Geometric:
     sets `value` to one and a half times what is needed, at least 0.3, if it is `None`.
     """
 
-    value: float | jax.Array | None = None
+    value: float | jax.Array | None = dataclasses.field(default=None, kw_only=False)
     decay: float | jax.Array = 0.99
 
     def in_units(self, unit: jax.Array, *, relative: bool) -> "Geometric":
@@ -104,7 +114,7 @@ class Geometric:
 class Diminishing:
     """`value / (t + 1)^power`: convergence without any knowledge, but sublinear."""
 
-    value: float | jax.Array
+    value: float | jax.Array = dataclasses.field(kw_only=False)
     power: float | jax.Array = 0.5
 
     def in_units(self, unit: jax.Array, *, relative: bool) -> "Diminishing":
@@ -125,7 +135,7 @@ class ResidualNormalized:
     Under gross outliers the mean never falls; use `ResidualQuantile`.
     """
 
-    value: float | jax.Array = 0.3
+    value: float | jax.Array = dataclasses.field(default=0.3, kw_only=False)
 
     def in_units(self, unit: jax.Array, *, relative: bool) -> "ResidualNormalized":
         """The rule for residuals divided by `unit`: where they are not compared with `y`, `value` is per unit."""
@@ -149,7 +159,7 @@ class ResidualQuantile:
     oscillates for ever where they are few. Costs a sort of the residuals per step.
     """
 
-    value: float | jax.Array = 0.3
+    value: float | jax.Array = dataclasses.field(default=0.3, kw_only=False)
     quantile: float | jax.Array = 0.35
 
     def in_units(self, unit: jax.Array, *, relative: bool) -> "ResidualQuantile":
@@ -177,7 +187,7 @@ class Polyak:
         optimum: mean absolute residual at the truth, known in simulations only.
     """
 
-    optimum: float | jax.Array
+    optimum: float | jax.Array = dataclasses.field(kw_only=False)
 
     def in_units(self, unit: jax.Array, *, relative: bool) -> "Polyak":
         """The rule for residuals divided by `unit`."""

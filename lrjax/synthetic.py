@@ -10,17 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import losses
-from lrjax._checks import check_choice, check_count, check_key, check_range, check_shape
+from lrjax._checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_key,
+    check_range,
+    check_shape,
+    float_dtype,
+    number,
+    real_array,
+)
+from lrjax._units import norm
 from lrjax.factors import Factors
+from lrjax.linalg.guarded import qr
 from lrjax.operators import DenseEnsemble, EntryMask, GainMeasurements, SampledEntries
+from lrjax.operators.base import check_operator
 from lrjax.problem import Problem
 
 CORRUPTIONS = ("gaussian", "one_sided", "adversarial_sign")
 SAMPLINGS = ("uniform", "skewed")
-
-
-def _default_dtype(dtype: Any) -> Any:
-    return jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
 
 
 def low_rank(
@@ -46,29 +55,40 @@ def low_rank(
             first rows carry more and more of the mass: row i of the
             Gaussian matrix is scaled by `1 + c/(1-c) n / (i+1)`.
         dtype: float32 or float64; default JAX's current default.
+
+    Raises:
+        ValueError: a key, shape, rank, number, flag or dtype that does not fit.
     """
     check_key(key)
     n1, n2 = check_shape(shape)
     r = check_count("rank", rank)
     if r > min(n1, n2):
         raise ValueError(f"rank must be at most min(shape) = {min(n1, n2)}; got {r}")
-    if symmetric and n1 != n2:
+    if check_flag("symmetric", symmetric) and n1 != n2:
         raise ValueError(f"symmetric=True needs a square shape; got {(n1, n2)}")
+    dtype = _factored_dtype(dtype)
     check_range("coherence", coherence, low=0, high=1 - 1e-12)
-    check_range("condition_number", condition_number, low=1)
-    dtype = _default_dtype(dtype)
-    c = jnp.asarray(coherence, dtype)
+    c = number("coherence", coherence, dtype)
+    condition_number = number("condition_number", condition_number, dtype, low=1)
 
     def basis(k: jax.Array, n: int) -> jax.Array:
         gaussian = jax.random.normal(k, (n, r), dtype)
         heavy = 1 + c / (1 - c) * n / (1 + jnp.arange(n, dtype=dtype))
-        return jnp.linalg.qr(gaussian * heavy[:, None])[0]
+        return qr(gaussian * heavy[:, None])[0]
 
     key_left, key_right = jax.random.split(key)
     exponent = -jnp.linspace(0, 1, r, dtype=dtype) if r > 1 else jnp.zeros(1, dtype)
-    root = jnp.asarray(condition_number, dtype) ** (exponent / 2)
+    root = condition_number ** (exponent / 2)
     left = basis(key_left, n1) * root[None, :]
     return Factors(left, left if symmetric else basis(key_right, n2) * root[None, :])
+
+
+def _factored_dtype(dtype: Any) -> Any:
+    """A dtype that LAPACK knows."""
+    found = float_dtype(dtype)
+    if found.itemsize < 4:
+        raise ValueError(f"dtype must be float32 or float64; got {found}")
+    return found
 
 
 def corrupt(
@@ -93,22 +113,30 @@ def corrupt(
 
     Returns:
         The measurements, and booleans that are true where they were corrupted.
+
+    Raises:
+        ValueError: a key, measurements, number or kind that is none.
     """
     check_key(key)
     check_choice("kind", kind, CORRUPTIONS)
-    check_range("corruption", corruption, low=0, high=1)
-    check_range("noise", noise, low=0)
-    check_range("corruption_scale", corruption_scale, low=0)
+    y = real_array("y", y)
+    corruption = number("corruption", corruption, y.dtype, low=0, high=1)
+    noise = number("noise", noise, y.dtype, low=0)
+    scale = number("corruption_scale", corruption_scale, y.dtype, low=0)
     key_noise, key_where, key_size = jax.random.split(key, 3)
-    unit = jnp.sqrt(jnp.mean(y**2))
-    noisy = y + jnp.asarray(noise, y.dtype) * unit * jax.random.normal(key_noise, y.shape, y.dtype)
+    unit = _root_mean_square(y)
+    noisy = y + noise * unit * jax.random.normal(key_noise, y.shape, y.dtype)
     where = jax.random.uniform(key_where, y.shape, y.dtype) < corruption
-    scale = jnp.asarray(corruption_scale, y.dtype)
     gross = scale * unit * jax.random.normal(key_size, y.shape, y.dtype)
     if kind == "one_sided":
         gross = jnp.abs(gross)
     bad = -scale * y if kind == "adversarial_sign" else noisy + gross
     return jnp.where(where, bad, noisy), where
+
+
+def _root_mean_square(x: jax.Array) -> jax.Array:
+    """Of real or complex numbers in any units."""
+    return norm(jnp.abs(x)) / jnp.sqrt(jnp.asarray(x.size, jnp.finfo(x.dtype).dtype))
 
 
 def _loss_for(loss: Any, corruption: Any) -> Any:
@@ -134,6 +162,7 @@ def from_truth(
     The loss is the absolute one if `corruption` is given (even as zero), else the squared one, unless `loss` says
     otherwise.
     """
+    check_operator("operator", operator)
     if not isinstance(truth, Factors) or truth.shape != operator.shape:
         raise ValueError(
             f"truth must be Factors of shape {operator.shape}; got {type(truth).__name__} {getattr(truth, 'shape', '')}"
@@ -171,7 +200,7 @@ def matrix_sensing(
         ((60,), (6, 5))
     """
     check_key(key)
-    dtype = _default_dtype(dtype)
+    dtype = _factored_dtype(dtype)
     key_truth, key_operator, key_noise = jax.random.split(key, 3)
     truth = low_rank(key_truth, shape, rank, condition_number=condition_number, symmetric=symmetric, dtype=dtype)
     operator = DenseEnsemble.gaussian(key_operator, shape, num_measurements, symmetric=symmetric, dtype=dtype)
@@ -228,8 +257,9 @@ def matrix_completion(
     """
     check_key(key)
     n1, n2 = check_shape(shape)
-    dtype = _default_dtype(dtype)
+    dtype = _factored_dtype(dtype)
     check_choice("sampling", sampling, SAMPLINGS)
+    rank = check_count("rank", rank)
     p = _sampling_fraction(fraction, oversampling, (n1, n2), rank)
     key_truth, key_mask, key_noise = jax.random.split(key, 3)
     truth = low_rank(
@@ -264,7 +294,7 @@ def _sampling_fraction(fraction: Any, oversampling: Any, shape: tuple[int, int],
     if (fraction is None) == (oversampling is None):
         raise ValueError(f"give fraction or oversampling, one of them; got {fraction!r} and {oversampling!r}")
     if fraction is None:
-        n1, n2 = shape
+        (n1, n2), oversampling = shape, number("oversampling", oversampling, jnp.result_type(float), low=0)
         fraction = oversampling * (rank * (n1 + n2 - rank) / (n1 * n2))
     check_range("fraction of entries observed", fraction, low=0, high=1)
     return fraction
@@ -294,8 +324,11 @@ def sampled_entries(
         `rows` and `cols`, int32, and `values`, in random order.
     """
     check_key(key)
+    if not isinstance(truth, Factors):
+        raise ValueError(f"truth must be lrjax.Factors; got {type(truth).__name__}")
     n1, n2 = truth.shape
     count = check_count("num_entries", num_entries)
+    min_per_line = check_count("min_per_line", min_per_line, minimum=0)
     check_choice("sampling", sampling, SAMPLINGS)
     check_range("noise", noise, low=0)
     if count > n1 * n2 // 2:
@@ -330,7 +363,8 @@ def sampled_entries(
         [np.asarray(truth.entries(rows[i : i + 2**20], cols[i : i + 2**20])) for i in range(0, count, 2**20)]
     )
     if noise:
-        values = values + noise * np.sqrt(np.mean(values**2)) * rng.standard_normal(count).astype(values.dtype)
+        size = float(noise) * float(_root_mean_square(jnp.asarray(values)))
+        values = values + np.asarray(size * rng.standard_normal(count), values.dtype)
     return rows, cols, values
 
 
@@ -349,7 +383,8 @@ def large_completion(
     check_key(key)
     n1, n2 = check_shape(shape)
     key_truth, key_entries = jax.random.split(key)
-    truth = low_rank(key_truth, shape, rank, condition_number=condition_number, dtype=_default_dtype(dtype))
+    truth = low_rank(key_truth, shape, rank, condition_number=condition_number, dtype=dtype)
+    check_range("oversampling", oversampling, low=0, open_low=True)
     count = round(oversampling * rank * (n1 + n2 - rank))
     rows, cols, values = sampled_entries(key_entries, truth, count, sampling=sampling, noise=noise)
     operator, y = SampledEntries.build(rows, cols, values, shape)
@@ -386,11 +421,10 @@ def gain_calibration(
     """
     check_key(key)
     m, n = check_shape(shape)
-    check_range("radius", radius, low=0, high=1)
-    check_range("noise", noise, low=0)
-    dtype = _default_dtype(dtype)
+    dtype = float_dtype(dtype, complex_too=True)
     real = jnp.finfo(dtype).dtype
-    if random_phase and not jnp.issubdtype(dtype, jnp.complexfloating):
+    radius, noise = number("radius", radius, real, low=0, high=1), number("noise", noise, real, low=0)
+    if check_flag("random_phase", random_phase) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise ValueError(f"random_phase=True needs a complex dtype; got {dtype}")
     key_operator, key_gains, key_phases, key_inputs, key_noise = jax.random.split(key, 5)
     operator = GainMeasurements.gaussian(key_operator, shape, num_blocks, model=model, dtype=dtype)
@@ -404,5 +438,5 @@ def gain_calibration(
     inputs = inputs / jnp.linalg.norm(inputs, axis=1, keepdims=True)
     truth = Factors(gains[:, None], inputs.reshape(-1, 1))
     clean = operator.forward(truth.left, truth.right)
-    size = jnp.asarray(noise, real) * jnp.sqrt(jnp.mean(jnp.abs(clean) ** 2))
+    size = noise * _root_mean_square(clean)
     return Problem(operator, clean + size * jax.random.normal(key_noise, clean.shape, dtype)), truth

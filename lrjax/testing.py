@@ -1,11 +1,13 @@
-"""Conformance checks for operators and solvers: use them on your own."""
+"""Conformance checks for operators, losses and solvers: use them on your own."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from lrjax._checks import float_dtype
 from lrjax._solve import solve
 from lrjax.factors import Factors
 from lrjax.problem import Problem
@@ -27,7 +29,7 @@ def check_adjoint(operator: Any, key: jax.Array, *, dtype: Any = None, rank: int
     Raises:
         AssertionError: names the operator, the identity that failed and both sides.
     """
-    dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
+    dtype = float_dtype(dtype)
     (n1, n2), m = operator.shape, operator.num_measurements
     keys = jax.random.split(key, 4)
     left, other = jax.random.normal(keys[0], (n1, rank), dtype), jax.random.normal(keys[3], (n1, rank), dtype)
@@ -97,6 +99,85 @@ def check_gradient(function: Callable[[Any], jax.Array], at: Any, key: jax.Array
     order = float(jnp.log10(remainders[0] / remainders[1]))
     assert order > 1.9, f"the Taylor remainder falls like t^{order:.2f}, not t^2: {remainders} at t = {steps}"
     return order
+
+
+def check_loss(loss: Any, *, smooth: bool = True, scale: float = 1.0, dtype: Any = None) -> None:
+    """Asserts that value, gradient and weights of a loss belong together, at residuals of many sizes.
+
+    - Each of the three is elementwise, keeps the dtype, and takes the loss as a pytree.
+    - `value` is zero at zero and nowhere negative.
+    - `gradient` is its slope; at a kink, a number between the slopes on both sides.
+    - `reweight(r, floor)` is `gradient(r) / r` where `|r| >= floor`, and finite and not negative below. The parabola
+      `value(r) + reweight(r) (s^2 - r^2) / 2` lies above the loss at every `s`, so that a step of reweighted least
+      squares cannot raise the objective.
+    - If `smooth`, the slope of `gradient` is at most one, which is what the steps of gradient methods are made for. A
+      loss that curves more, divided by its largest curvature, does not.
+    - With `in_units` and `degree`: `value(r) = unit^degree in_units(unit).value(r / unit)`.
+
+    Args:
+        loss: an object like those of `lrjax.losses`.
+        smooth: whether it is to be minimised by gradients of fixed steps; `Absolute` is not.
+        scale: residuals are tried from a thousandth to a thousand times this, of both signs.
+        dtype: of the residuals; default JAX's current default.
+
+    Raises:
+        AssertionError: names the loss, what does not hold and where.
+
+    Examples:
+        >>> import lrjax as lr
+        >>> lr.testing.check_loss(lr.losses.Huber(1.0))
+        >>> lr.testing.check_loss(lr.losses.Absolute(), smooth=False)
+    """
+    name, dtype = type(loss).__name__, float_dtype(dtype)
+    eps = float(jnp.finfo(dtype).eps)
+    sizes = scale * 10.0 ** np.linspace(-3, 3, 25)
+    r, floor = np.concatenate([-sizes[::-1], [0.0], sizes]).astype(dtype), np.asarray(1e-3 * scale, dtype)
+
+    def call(method: str, loss: Any, r: Any) -> jax.Array:
+        return loss.reweight(r, floor) if method == "reweight" else getattr(loss, method)(r)
+
+    def seen(method: str, r: Any) -> np.ndarray:
+        given = jnp.asarray(r)
+        found = call(method, loss, given)
+        assert found.shape == given.shape, f"{name}: {method} turned the shape {given.shape} into {found.shape}"
+        assert found.dtype == dtype, f"{name}: {method} turned {dtype} into {found.dtype}"
+        # An object that is no pytree is refused here by JAX, in words of its own.
+        single = jax.jit(lambda loss, r: jax.vmap(lambda one: call(method, loss, one))(r))(loss, given)
+        hold(np.isclose(found, single, rtol=100 * eps), r, f"{method} is not elementwise")
+        hold(np.isfinite(found), r, f"{method} is not finite")
+        return np.asarray(found, np.float64)
+
+    def hold(good: Any, r: Any, what: str) -> None:
+        assert np.all(good), f"{name}: {what} at the residuals {np.asarray(r)[~np.asarray(good)][:4].tolist()}"
+
+    value, gradient, weight = (seen(method, r) for method in ("value", "gradient", "reweight"))
+    hold((value >= 0) & ((r != 0) | (value == 0)), r, "value is negative, or not zero at zero,")
+    step = 1e-2 * np.where(r == 0, 1e-3 * scale, np.abs(r)).astype(dtype)
+    below, above = (r - step).astype(dtype), (r + step).astype(dtype)
+    left, right = (value - seen("value", below)) / (r - below), (seen("value", above) - value) / (above - r)
+    low, high = np.minimum(left, right), np.maximum(left, right)
+    slack = (high - low) + 1e-3 * np.abs(gradient) + 8 * eps * value / step
+    hold((gradient >= low - slack) & (gradient <= high + slack), r, "gradient is not the slope of value")
+    r = r.astype(np.float64)
+    far = np.abs(r) >= floor
+    ratio = gradient / np.where(far, r, 1)
+    hold(~far | np.isclose(weight, ratio, rtol=1e-3), r, "reweight is not gradient / residual")
+    hold(weight >= 0, r, "reweight is negative")
+    bound = value[far, None] + 0.5 * weight[far, None] * (r[None, :] ** 2 - r[far, None] ** 2)
+    size = value[far, None] + weight[far, None] * (r[None, :] ** 2 + r[far, None] ** 2) + value[None, :]
+    hold(
+        np.all(value[None, :] <= bound + 1e2 * eps * size, axis=1),
+        r[far],
+        "the parabola of reweight is not above value",
+    )
+    if smooth:
+        slope = np.diff(gradient) / np.diff(r)
+        slack = 8 * eps * np.maximum(np.abs(gradient[1:]), np.abs(gradient[:-1])) / np.diff(r)
+        hold(np.abs(slope) <= 1.001 + slack, r[1:], f"the curvature exceeds one ({np.abs(slope).max():.3g} at most)")
+    if callable(getattr(loss, "in_units", None)):
+        unit = np.asarray(4, dtype)
+        inside = np.asarray(loss.in_units(jnp.asarray(unit)).value(jnp.asarray(r.astype(dtype) / unit)), np.float64)
+        hold(np.isclose(value, 4.0**loss.degree * inside, rtol=1e-4), r, "in_units is another loss")
 
 
 def check_solver(

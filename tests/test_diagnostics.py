@@ -45,9 +45,9 @@ def test_undetermined_names_a_shared_entry():
 
 
 def test_undetermined_refuses_what_is_outside():
-    with pytest.raises(ValueError, match="cols reaches from 0 to 5; expected 0 to 4"):
+    with pytest.raises(ValueError, match=r"cols must lie in \[0, 5\); got values from 0 to 5"):
         lr.diagnostics.undetermined([0, 1], [0, 5], (3, 5), 1)
     with pytest.raises(ValueError, match="rank must be an integer"):
         lr.diagnostics.undetermined([0, 1], [0, 4], (3, 5), 0)
-    with pytest.raises(ValueError, match="rows has shape"):
+    with pytest.raises(ValueError, match="rows and cols must have one shape"):
         lr.diagnostics.undetermined([[0, 1]], [0, 4], (3, 5), 1)

@@ -22,7 +22,7 @@ def solve_rows(gram: jax.Array, rhs: jax.Array) -> jax.Array:
         rhs: `(n, k)`.
 
     Returns:
-        `(n, k)`. Systems that are not positive definite give NaN or garbage: regularise first (`guard_ridge`).
+        `(n, k)`. Systems that are not positive definite give NaN or garbage; regularise first (`guard_ridge`).
 
     Elimination in plain array operations: LAPACK calls inside a mapped block have been seen to hang on a CPU. The
     derivative is that of the solution, not of the steps.

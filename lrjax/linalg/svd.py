@@ -100,7 +100,7 @@ def attach_derivative(
             right derivative, also where values repeat, and others do not.
 
     Returns:
-        `u (n1, keep)`, all `s`, `v (n2, keep)`: the values given.
+        `u (n1, keep)`, all `s`, `v (n2, keep)`, the values given.
     """
     u, s, v = triples
     return u[:, :keep], s, v[:, :keep]

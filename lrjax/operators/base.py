@@ -23,12 +23,12 @@ class Operator:
     @property
     def shape(self) -> tuple[int, int]:
         """`(n1, n2)`, the shape of the matrices measured."""
-        raise NotImplementedError
+        raise _missing(self, "shape")
 
     @property
     def num_measurements(self) -> int:
         """Length `m` of what `forward` returns."""
-        raise NotImplementedError
+        raise _missing(self, "num_measurements")
 
     @property
     def measured(self) -> jax.Array | None:
@@ -37,7 +37,7 @@ class Operator:
 
     def forward(self, left: jax.Array, right: jax.Array) -> jax.Array:
         """`A(left @ right.T)`, shape `(m,)`, from factors `(n1, k)` and `(n2, k)`."""
-        raise NotImplementedError
+        raise _missing(self, "forward")
 
     def forward_dense(self, x: jax.Array) -> jax.Array:
         """`A(x)` for a dense `(n1, n2)` matrix."""
@@ -62,3 +62,18 @@ class Operator:
 
 def _transpose(linear: Any, shape: tuple[int, int], z: jax.Array) -> jax.Array:
     return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, z.dtype))(z)[0]
+
+
+def _missing(operator: Operator, name: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{type(operator).__name__} has no {name!r} of its own: an operator must define shape, num_measurements and "
+        "forward"
+    )
+
+
+def check_operator(name: str, given: Any) -> None:
+    """Raises a `ValueError` naming `name` unless `given` is an instance with the three things every operator has."""
+    seen = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+    for part in ("shape", "num_measurements", "forward"):
+        if isinstance(given, type) or not hasattr(given, part):
+            raise ValueError(f"{name} must be a measurement operator (of lrjax.operators, or your own); got {seen}")

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_finite, check_real, host_value
+from lrjax._checks import as_array, check_finite, host_value, real_array
 from lrjax._pytree import pytree
-from lrjax.operators.base import Operator
+from lrjax.operators.base import Operator, check_operator
 
 
 @pytree
@@ -173,10 +173,10 @@ def scaled(operator: Any, factor: Any) -> Scaled:
     """`factor * A`: `factor` is a scalar, or one number per measurement (a calibration gain).
 
     Raises:
-        ValueError: `factor` is not real floating or finite, or of the wrong shape.
+        ValueError: no operator, or a `factor` that is not real floating or finite, or of the wrong shape.
     """
-    factor = jnp.asarray(factor)
-    check_real("factor", factor)
+    check_operator("operator", operator)
+    factor = real_array("factor", factor)
     check_finite("factor", factor)
     if factor.shape not in ((), (operator.num_measurements,)):
         raise ValueError(f"factor must be a scalar or have shape ({operator.num_measurements},); got {factor.shape}")
@@ -191,9 +191,10 @@ def masked(operator: Any, mask: Any) -> Masked:
         mask: `(m,)` booleans, or numbers that are 0 or 1.
 
     Raises:
-        ValueError: wrong shape, or values other than 0 and 1.
+        ValueError: no operator, wrong shape, or values other than 0 and 1.
     """
-    mask = jnp.asarray(mask)
+    check_operator("operator", operator)
+    mask = as_array("mask", mask)
     if mask.shape != (operator.num_measurements,):
         raise ValueError(f"mask must have shape ({operator.num_measurements},); got {mask.shape}")
     if mask.dtype != bool:
@@ -205,6 +206,8 @@ def masked(operator: Any, mask: Any) -> Masked:
 def _check_group(name: str, operators: tuple[Any, ...]) -> None:
     if not operators:
         raise ValueError(f"{name} needs at least one operator; got none")
+    for i, op in enumerate(operators):
+        check_operator(f"{name}: argument {i}", op)
     shapes = [op.shape for op in operators]
     if len(set(shapes)) > 1:
         raise ValueError(f"{name} needs operators on matrices of one shape; got {shapes}")

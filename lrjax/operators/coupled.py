@@ -14,13 +14,14 @@ import jax.numpy as jnp
 
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
+from lrjax.linalg.guarded import cholesky
 from lrjax.linalg.rows import masked_gram
 
 
 def _inverse_roots(gram: jax.Array) -> jax.Array:
     """`C^-1` with `C C^T = gram` for a batch of positive definite matrices `(n, k, k)`."""
     eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
-    return jax.lax.linalg.triangular_solve(jnp.linalg.cholesky(gram), eye, left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(cholesky(gram), eye, left_side=True, lower=True)
 
 
 def _rows(matrices: jax.Array, x: jax.Array, *, transpose: bool = False) -> jax.Array:

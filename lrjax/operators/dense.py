@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_finite, check_key, check_real, check_shape, host_value
+from lrjax._checks import (
+    check_count,
+    check_finite,
+    check_flag,
+    check_key,
+    check_shape,
+    float_dtype,
+    host_value,
+    number,
+    real_array,
+)
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
@@ -77,10 +87,9 @@ class DenseEnsemble(Operator):
         Raises:
             ValueError: not three-dimensional, empty, not real floating, not finite, or not symmetric as promised.
         """
-        a = jnp.asarray(matrices)
+        a, symmetric = real_array("matrices", matrices), check_flag("symmetric", symmetric)
         if a.ndim != 3 or 0 in a.shape:
             raise ValueError(f"matrices must have shape (m, n1, n2), none of them zero; got {a.shape}")
-        check_real("matrices", a)
         check_finite("matrices", a)
         m, n1, n2 = a.shape
         if not symmetric:
@@ -113,11 +122,16 @@ class DenseEnsemble(Operator):
             symmetric: draw symmetric matrices, stored packed.
             scale: standard deviation of an entry; `1 / sqrt(m)` makes the map a near-isometry.
             dtype: float32 or float64; default JAX's current default.
+
+        Raises:
+            ValueError: a size, scale or dtype that is none, an oblong shape with `symmetric`, or more than eight
+                gibibytes.
         """
         check_key(key)
         n1, n2 = check_shape(shape)
         m = check_count("num_measurements", num_measurements)
-        dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
+        dtype, symmetric = float_dtype(dtype), check_flag("symmetric", symmetric)
+        scale = number("scale", scale, dtype, low=0)
         size = n1 * (n1 + 1) // 2 if symmetric else n1 * n2
         if symmetric and n1 != n2:
             raise ValueError(f"symmetric=True needs a square shape; got {(n1, n2)}")
@@ -126,7 +140,7 @@ class DenseEnsemble(Operator):
                 f"a dense ensemble of {m} matrices of shape {(n1, n2)} needs {needed / 2**30:.1f} GiB; "
                 "use SeededGaussianEnsemble, whose memory does not grow with num_measurements"
             )
-        rows = draw_gaussian_rows(key, m, (n1, n2), symmetric, dtype) * jnp.asarray(scale, dtype)
+        rows = draw_gaussian_rows(key, m, (n1, n2), symmetric, dtype) * scale
         return DenseEnsemble(rows=rows, matrix_shape=(n1, n2), symmetric=symmetric)
 
     @property

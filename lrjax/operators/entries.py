@@ -1,11 +1,12 @@
 """Entries of the matrix as measurements, dense: all of them, or those under a mask."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_shape, host_value
+from lrjax._checks import as_array, check_shape, host_value
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.rows import masked_gram
@@ -34,16 +35,16 @@ class Identity(Operator):
     """Every entry, row by row: robust PCA, weighted approximation, and the population model of the theory.
 
     Attributes:
-        matrix_shape: `(n1, n2)`; `y` is the `(n1 * n2,)` matrix read row by row.
+        matrix_shape: `(n1, n2)`, the one argument; `y` is the `(n1 * n2,)` matrix read row by row.
 
     Examples:
         >>> import lrjax as lr
-        >>> lr.operators.Identity(matrix_shape=(4, 3)).num_measurements
+        >>> lr.operators.Identity((4, 3)).num_measurements
         12
     """
 
     entrywise: ClassVar[bool] = True
-    matrix_shape: tuple[int, int] = jax.tree.static()
+    matrix_shape: tuple[int, int] = jax.tree.static(kw_only=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -101,7 +102,7 @@ class EntryMask(Operator):
     """
 
     entrywise: ClassVar[bool] = True
-    mask: jax.Array
+    mask: jax.Array = dataclasses.field(kw_only=False)
 
     @staticmethod
     def from_mask(mask: Any) -> "EntryMask":
@@ -110,7 +111,7 @@ class EntryMask(Operator):
         Raises:
             ValueError: not two-dimensional, empty, other values than 0 and 1, or nothing observed.
         """
-        mask = jnp.asarray(mask)
+        mask = as_array("mask", mask)
         if mask.ndim != 2 or 0 in mask.shape:
             raise ValueError(f"mask must have shape (n1, n2), neither zero; got {mask.shape}")
         if (host := host_value(mask)) is not None:

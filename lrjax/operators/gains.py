@@ -1,12 +1,23 @@
 """Measurements through unknown gains: calibration and blind deconvolution as rank-one recovery."""
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_choice, check_count, check_finite, check_key, check_shape
+from lrjax._checks import (
+    as_array,
+    check_choice,
+    check_count,
+    check_finite,
+    check_flag,
+    check_key,
+    check_shape,
+    float_dtype,
+    number,
+)
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
@@ -85,7 +96,7 @@ class GainMeasurements(Gains):
         Raises:
             ValueError: another shape or dtype, values that are not finite, or `num_snapshots` with `(p, m, n)`.
         """
-        a = jnp.asarray(matrices)
+        a, diverse = as_array("matrices", matrices), check_flag("diverse", diverse)
         dimensions = 3 if num_snapshots is None else 2
         if a.ndim != dimensions or 0 in a.shape:
             expected = "(p, m, n)" if num_snapshots is None else "(m, n) as num_snapshots is given"
@@ -125,14 +136,15 @@ class GainMeasurements(Gains):
         m, n = check_shape(shape)
         p = check_count("num_blocks", num_blocks)
         check_choice("model", model, MODELS)
-        dtype = _inexact(dtype)
+        dtype = float_dtype(dtype, complex_too=True)
+        scale = number("scale", scale, dtype, low=0)
         size = (m, n) if model == "snapshots" else (p, m, n)
         if (needed := math.prod(size) * dtype.itemsize) > MAX_BYTES:
             raise ValueError(
                 f"{p} matrices of shape {(m, n)} need {needed / 2**30:.1f} GiB; use SeededGainMeasurements, whose "
                 "memory does not grow with num_blocks"
             )
-        matrices = jax.random.normal(key, size, dtype) * jnp.asarray(scale, dtype)
+        matrices = jax.random.normal(key, size, dtype) * scale
         return GainMeasurements(matrices=matrices, num_blocks=p, model=model)
 
     @property
@@ -221,8 +233,7 @@ class SeededGainMeasurements(Gains):
         block = check_shape(shape)
         p = check_count("num_blocks", num_blocks)
         check_choice("model", model, MODELS[:2])
-        dtype = _inexact(dtype)
-        scale = jnp.asarray(scale, dtype)
+        scale = number("scale", scale, float_dtype(dtype, complex_too=True), low=0)
         return SeededGainMeasurements(key=key, scale=scale, block_shape=block, num_blocks=p, model=model)
 
     def matrix(self, index: jax.Array) -> jax.Array:
@@ -285,13 +296,6 @@ class SeededGainMeasurements(Gains):
         return gather(lambda block, part: block.adjoint_rmatmul(part, u), blocks).reshape(-1, u.shape[1])
 
 
-def _inexact(dtype: Any) -> jnp.dtype:
-    dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(f"dtype must be real or complex floating; got {dtype}")
-    return dtype
-
-
 @pytree
 class InverseGainSystem:
     """`M z = diag(y_l) s - A_l x_l`, `l = 1..p`, as a linear map of `z = (s; x)` that is never formed.
@@ -305,8 +309,8 @@ class InverseGainSystem:
         y: `(p m,)` measurements.
     """
 
-    operator: Any
-    y: jax.Array
+    operator: Any = dataclasses.field(kw_only=False)
+    y: jax.Array = dataclasses.field(kw_only=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -325,7 +329,7 @@ class InverseGainSystem:
             return jax.vmap(self.apply, in_axes=1, out_axes=1)(z)
         m = self.operator.shape[0]
         images = self.operator.forward(jnp.ones((m, 1), z.dtype), z[m:, None])
-        return (self.y.reshape(-1, m) * z[:m]).ravel() - images
+        return (self.y.reshape(-1, m) * z[None, :m]).ravel() - images
 
     def apply_adjoint(self, r: jax.Array) -> jax.Array:
         """`M^H r` for `r` of shape `(p m,)` or, column by column, `(p m, q)`."""

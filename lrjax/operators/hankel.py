@@ -1,5 +1,6 @@
 """Sums over antidiagonals, whose adjoint builds block Hankel matrices; both by fast Fourier transforms."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -34,8 +35,8 @@ class Hankel(Operator):
         [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]]
     """
 
-    block_rows: int = jax.tree.static()
-    block_cols: int = jax.tree.static()
+    block_rows: int = jax.tree.static(kw_only=False)
+    block_cols: int = jax.tree.static(kw_only=False)
     block_shape: tuple[int, int] = jax.tree.static(default=(1, 1))
 
     @staticmethod
@@ -48,7 +49,7 @@ class Hankel(Operator):
         return Hankel(
             block_rows=check_count("block_rows", block_rows),
             block_cols=check_count("block_cols", block_cols),
-            block_shape=check_shape(block_shape),
+            block_shape=check_shape(block_shape, "block_shape"),
         )
 
     @property
@@ -116,13 +117,13 @@ class AdjointMatrix:
     Examples:
         >>> import jax, jax.numpy as jnp, lrjax as lr
         >>> structure = lr.operators.Hankel.create(600, 400)
-        >>> a = lr.operators.AdjointMatrix(operator=structure, z=0.5 ** jnp.arange(999.0))
+        >>> a = lr.operators.AdjointMatrix(structure, 0.5 ** jnp.arange(999.0))
         >>> [round(float(s), 3) for s in lr.rsvd(a, 1, key=jax.random.key(0))[1]]
         [1.333]
     """
 
-    operator: Any
-    z: jax.Array
+    operator: Any = dataclasses.field(kw_only=False)
+    z: jax.Array = dataclasses.field(kw_only=False)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_finite
+from lrjax._checks import as_array, check_count, check_finite
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.modes import mode_products
@@ -58,7 +58,7 @@ class Kronecker(Operator):
             ValueError: none, not matrices, empty, dtypes that differ or are not floating, not finite, or more row modes
                 than modes.
         """
-        parts = tuple(jnp.asarray(a) for a in matrices)
+        parts = tuple(as_array(f"matrices[{i}]", a) for i, a in enumerate(matrices))
         if not parts or any(a.ndim != 2 or 0 in a.shape for a in parts):
             shapes = [a.shape for a in parts]
             raise ValueError(f"matrices must be at least one of shape (M_i, N_i), neither zero; got shapes {shapes}")
@@ -67,7 +67,8 @@ class Kronecker(Operator):
             raise ValueError(f"matrices must share one floating or complex dtype; got {sorted(map(str, dtypes))}")
         for i, a in enumerate(parts):
             check_finite(f"matrices[{i}]", a)
-        if check_count("num_row_modes", num_row_modes) > len(parts):
+        num_row_modes = check_count("num_row_modes", num_row_modes)
+        if num_row_modes > len(parts):
             raise ValueError(f"num_row_modes must be at most {len(parts)}, the number of matrices; got {num_row_modes}")
         return Kronecker(matrices=parts, num_row_modes=num_row_modes)
 

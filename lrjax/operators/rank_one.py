@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_finite, check_key, check_real, check_shape
+from lrjax._checks import check_count, check_finite, check_flag, check_key, check_shape, float_dtype, real_array
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
@@ -39,14 +39,13 @@ class RankOneMeasurements(Operator):
         Raises:
             ValueError: not two-dimensional, of different length, not real floating, or not finite.
         """
-        a = jnp.asarray(left_vectors)
-        b = a if right_vectors is None else jnp.asarray(right_vectors)
+        a = real_array("left_vectors", left_vectors)
+        b = a if right_vectors is None else real_array("right_vectors", right_vectors)
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0] or 0 in a.shape + b.shape:
             raise ValueError(
                 f"left_vectors (m, n1) and right_vectors (m, n2) must share m >= 1; got {a.shape} and {b.shape}"
             )
         for name, array in (("left_vectors", a), ("right_vectors", b)):
-            check_real(name, array)
             check_finite(name, array)
         return RankOneMeasurements(left_vectors=a, right_vectors=b)
 
@@ -63,7 +62,7 @@ class RankOneMeasurements(Operator):
         check_key(key)
         n1, n2 = check_shape(shape)
         m = check_count("num_measurements", num_measurements)
-        dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
+        dtype, symmetric = float_dtype(dtype), check_flag("symmetric", symmetric)
         if symmetric and n1 != n2:
             raise ValueError(f"symmetric=True needs a square shape; got {(n1, n2)}")
         key_left, key_right = jax.random.split(key)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_choice, check_count, check_real, check_shape
+from lrjax._checks import as_array, check_choice, check_count, check_indices, check_real, check_shape, on_host
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.sketched_rows import solve_rows_sketched
@@ -88,7 +88,7 @@ class SampledEntries(Operator):
         """
         n1, n2 = check_shape(shape)
         rows, cols = _indices("rows", rows, n1), _indices("cols", cols, n2)
-        values = np.asarray(values)
+        values = on_host("values", values)
         check_real("values", values)
         if not (rows.shape == cols.shape == values.shape):
             raise ValueError(
@@ -102,8 +102,9 @@ class SampledEntries(Operator):
             raise ValueError(f"duplicates must be 'refuse', 'sum' or 'mean'; got {duplicates!r}")
         if block_entries is None:
             block_entries = BLOCK_ENTRIES.get(jax.default_backend(), BLOCK_ENTRIES_ELSEWHERE)
-        check_count("block_entries", block_entries)
-        if pad_to is not None and check_count("pad_to", pad_to) < (most := _most(rows, cols, n1, n2)):
+        block_entries = check_count("block_entries", block_entries)
+        pad_to = None if pad_to is None else check_count("pad_to", pad_to)
+        if pad_to is not None and pad_to < (most := _most(rows, cols, n1, n2)):
             raise ValueError(f"pad_to must be at least the {most} entries of the fullest row or column; got {pad_to}")
         by_col = counting_sort(cols, n2)
         order = by_col[counting_sort(rows[by_col], n1)]
@@ -127,7 +128,7 @@ class SampledEntries(Operator):
             by_col=build_layout(n2, by_col, np.bincount(cols, minlength=n2), rows, n1, block_entries, pad_to),
             matrix_shape=(n1, n2),
         )
-        return operator, jnp.asarray(values)
+        return operator, as_array("values", values)
 
     def shard(self, mesh: jax.sharding.Mesh, axis: str) -> "SampledEntries":
         """The same operator with every block of rows split over one axis of a mesh, everything else on all devices.
@@ -264,11 +265,9 @@ def _most(rows: np.ndarray, cols: np.ndarray, n1: int, n2: int) -> int:
 
 
 def _indices(name: str, values: Any, bound: int) -> np.ndarray:
-    values = np.asarray(values)
-    if values.ndim != 1 or not (np.issubdtype(values.dtype, np.integer) or values.size == 0):
+    values = on_host(name, check_indices(name, values, bound))
+    if values.ndim != 1:
         raise ValueError(f"{name} must be a one-dimensional array of integers; got {values.dtype} {values.shape}")
-    if values.size and (values.min() < 0 or values.max() >= bound):
-        raise ValueError(f"{name} must lie in [0, {bound}); got values from {values.min()} to {values.max()}")
     return values.astype(np.int32)
 
 

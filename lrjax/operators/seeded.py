@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_key, check_shape
+from lrjax._checks import check_count, check_flag, check_key, check_shape, float_dtype, number
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
@@ -67,16 +67,16 @@ class SeededGaussianEnsemble(Operator):
         """
         n1, n2 = check_shape(shape)
         m = check_count("num_measurements", num_measurements)
+        symmetric = check_flag("symmetric", symmetric)
         if symmetric and n1 != n2:
             raise ValueError(f"symmetric=True needs a square shape; got {(n1, n2)}")
         check_key(key)
         size = n1 * (n1 + 1) // 2 if symmetric else n1 * n2
         default = min(m, max(1, 2**20 // size))
         block = default if block_size is None else check_count("block_size", block_size)
-        dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
         return SeededGaussianEnsemble(
             key=key,
-            scale=jnp.asarray(scale, dtype),
+            scale=number("scale", scale, float_dtype(dtype), low=0),
             matrix_shape=(n1, n2),
             count=m,
             block_size=block,

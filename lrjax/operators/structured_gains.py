@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_choice, check_count, check_key, check_shape
+from lrjax._checks import check_choice, check_count, check_key, check_shape, float_dtype
 from lrjax._pytree import pytree
 from lrjax.linalg.hadamard import hadamard_transform
 from lrjax.operators.gains import MODELS, GainMeasurements, Gains
@@ -79,11 +79,9 @@ class StructuredGainMeasurements(Gains):
         p = check_count("num_blocks", num_blocks)
         check_choice("model", model, MODELS)
         check_choice("transform", transform, TRANSFORMS)
-        dtype = jnp.dtype(dtype if dtype is not None else jnp.result_type(float))
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"dtype must be real floating, also for transform='fourier'; got {dtype}")
+        dtype, rounds = float_dtype(dtype), check_count("rounds", rounds)
         size = max(m, n) if transform == "fourier" else 1 << (max(m, n) - 1).bit_length()
-        keys, count = jax.random.split(key, check_count("rounds", rounds)), 1 if model == "snapshots" else p
+        keys, count = jax.random.split(key, rounds), 1 if model == "snapshots" else p
         widths = (n, *(size,) * (rounds - 1))
         signs = tuple(jax.random.rademacher(k, (count, w), dtype) for k, w in zip(keys, widths, strict=True))
         return StructuredGainMeasurements(

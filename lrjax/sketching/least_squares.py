@@ -172,7 +172,7 @@ def lstsq(
         max_steps: of the iterations, 100 if left out (per pass for "fossils").
 
     Returns:
-        An `LstsqResult`, in the dtype of `a`. Nothing raises in traced code: a solution that is not finite
+        An `LstsqResult`, in the dtype of `a`. Nothing raises in traced code; a solution that is not finite
         has the status `NONFINITE`, and `result.check()` raises on the host.
 
     Raises:

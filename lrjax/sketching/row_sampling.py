@@ -84,7 +84,7 @@ class RowSample:
             p: positive power of the loss.
 
         Returns:
-            A `RowSample` of shape `(m, n)`. Under a transform nothing is refused: NaN among the scores, or only
+            A `RowSample` of shape `(m, n)`. Under a transform nothing is refused; NaN among the scores, or only
             zeros, gives weights of NaN, and rows of weight zero fill up a sample without replacement that has
             too few positive scores.
 

@@ -46,7 +46,7 @@ def lstsq_blocks(
         block_rows: rows read at a time from one pair of arrays; what 2^22 numbers make if left out. Not for blocks.
 
     Returns:
-        An `LstsqResult`. After one pass `residual_norm` and `backward_error` are not known: NaN. After three,
+        An `LstsqResult`. After one pass `residual_norm` and `backward_error` are not known (NaN). After three,
         `residual_norm` is that before the last refinement, and `backward_error` likewise: upper estimates.
 
     Raises:

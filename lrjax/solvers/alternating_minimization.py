@@ -133,7 +133,7 @@ class AlternatingMinimization:
     tolerance: float | jax.Array | None = None
     bias_value: float | jax.Array = 1.0
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     start: str = jax.tree.static(default="random")
     inner: str = jax.tree.static(default="exact")
     inner_steps: int | None = jax.tree.static(default=None)

@@ -127,7 +127,7 @@ class AlternatingProjections:
     rank_threshold: float | jax.Array = 0.7
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
 
     unitless: ClassVar[str] = "right"
 
@@ -181,7 +181,7 @@ class AlternatingProjections:
             unit = jnp.ones_like(y[0])
         else:
             row_total, col_total = weights.reshape(n1, n2).sum(1), weights.reshape(n1, n2).sum(0)
-            unit = jnp.sum(weights) / jnp.sum(weights > 0).astype(y.dtype)
+            unit = jnp.sum(weights) / jnp.sum((weights > 0).astype(y.dtype))
         sample = None
         if n1 * n2 > 2 * SAMPLE:
             if weights is None or n1 * n2 >= 2**31:
@@ -284,7 +284,7 @@ class AlternatingProjections:
         q, small = guarded.qr(moved)
         u, s, vt = guarded.svd(small)
         n1, n2 = extra.row_total.shape[0], extra.col_total.shape[0]
-        density = jnp.sum(extra.row_total) / (n1 * n2 * extra.unit)
+        density = jnp.sum(extra.row_total) / (float(n1) * n2 * extra.unit)
         # Random sparse errors up to the threshold reach about this norm, after division by the density.
         edge = self.rank_threshold * level * jnp.sqrt(max(n1, n2) / density)
         # One column at a time: once it is fitted the residual shows what else there is.
@@ -300,11 +300,11 @@ class AlternatingProjections:
             problem, factors, basis, level, flagged, scales[0], extra, rows=True
         )
         misfit = sums["clean"]
-        whole = misfit + jnp.sum(left * left) * jnp.sum(extra.row_total) / (left.shape[0] * basis.shape[0])
+        whole = misfit + jnp.sum(left * left) * jnp.sum(extra.row_total) / (float(left.shape[0]) * basis.shape[0])
         ratio = misfit / jnp.where(whole > 0, whole, 1)
         (n1, n2), total = problem.shape, jnp.sum(extra.row_total)
         spread = jnp.sqrt(jax.lax.stop_gradient(misfit / jnp.maximum((1 - flagged) * total * extra.unit, extra.unit)))
-        density = total / (n1 * n2 * extra.unit)
+        density = total / (float(n1) * n2 * extra.unit)
         norm = spread * (n1**0.5 + n2**0.5) / jnp.sqrt(density)
         info = {
             "objective": sums["objective"],

@@ -130,7 +130,7 @@ class GaussNewton:
     tolerance: float | jax.Array | None = None
     inner_tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     variant: str = jax.tree.static(default="ridge")
     inner_steps: int | None = jax.tree.static(default=None)
 

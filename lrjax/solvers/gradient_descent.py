@@ -83,7 +83,7 @@ class GradientDescent:
     rebalance_scale: float | jax.Array | None = None
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     symmetric: bool = jax.tree.static(default=False)
     start: str = jax.tree.static(default="small_random")
     rebalance: bool = jax.tree.static(default=False)

@@ -115,7 +115,7 @@ class IRLS:
     inner_tolerance: float | jax.Array = 0.01
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     inner_steps: int = jax.tree.static(default=200)
 
     def check(self, problem: Problem) -> None:

@@ -69,7 +69,7 @@ class ScaledGradientDescent:
     damping: float | jax.Array = 0.1
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     symmetric: bool = jax.tree.static(default=False)
     damping_rule: str = jax.tree.static(default="residual")
 

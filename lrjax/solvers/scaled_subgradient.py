@@ -68,7 +68,7 @@ class ScaledSubgradient:
     damping: float | jax.Array = 0.1
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     symmetric: bool = jax.tree.static(default=False)
 
     def check(self, problem: Problem) -> None:

@@ -51,7 +51,7 @@ class SingularValueProjection:
     step_size: float | jax.Array | None = None
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     power_steps: int = jax.tree.static(default=1)
 
     unitless: ClassVar[str] = "right"

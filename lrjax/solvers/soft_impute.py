@@ -92,7 +92,7 @@ class SoftImpute:
     decay: float | jax.Array = 0.8
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     relative: bool = jax.tree.static(default=True)
     accelerate: bool = jax.tree.static(default=True)
     power_steps: int = jax.tree.static(default=1)

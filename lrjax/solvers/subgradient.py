@@ -80,7 +80,7 @@ class SubgradientMethod:
     hidden_scale: float | jax.Array | None = None
     tolerance: float | jax.Array | None = None
     rank: int | jax.Array | None = None
-    max_rank: int = jax.tree.static()
+    max_rank: int = jax.tree.static(kw_only=False)
     symmetric: bool = jax.tree.static(default=False)
     relative: bool = jax.tree.static(default=True)
     check_budget: bool = jax.tree.static(default=True)

@@ -1,5 +1,6 @@
 """Solvers made of a solver: best iterate, running average, several starts."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -46,7 +47,7 @@ class BestSoFar:
         solver: any solver.
     """
 
-    solver: Any
+    solver: Any = dataclasses.field(kw_only=False)
 
     @property
     def max_rank(self) -> int:
@@ -87,7 +88,7 @@ class Averaged:
         decay: weight of the past, in [0, 1); the average reaches back about `1 / (1 - decay)` steps.
     """
 
-    solver: Any
+    solver: Any = dataclasses.field(kw_only=False)
     decay: float | jax.Array = 0.9
 
     @property
@@ -132,7 +133,7 @@ class Restarted:
         num_restarts: starts.
     """
 
-    solver: Any
+    solver: Any = dataclasses.field(kw_only=False)
     num_restarts: int = jax.tree.static(default=4)
 
     @property
