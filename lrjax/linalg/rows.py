@@ -97,7 +97,12 @@ def solve_rows_nonnegative(gram: jax.Array, rhs: jax.Array, num_sweeps: int = 30
 
 
 def guard_ridge(
-    gram: jax.Array, count: jax.Array, ridge: jax.Array, mask: jax.Array | None, damping: jax.Array | float = 0.0
+    gram: jax.Array,
+    count: jax.Array,
+    ridge: jax.Array,
+    mask: jax.Array | None,
+    damping: jax.Array | float = 0.0,
+    apart: int | None = None,
 ) -> jax.Array:
     """`gram + ridge I`, made safely positive definite.
 
@@ -111,11 +116,20 @@ def guard_ridge(
         ridge: scalar or `(n,)`, added as it is.
         mask: `(k,)` ones for the columns in use, or `None`; unused columns get a one on the diagonal.
         damping: further ridge, relative to the mean diagonal.
+        apart: a column of other units, whose diagonal counts for itself alone.
     """
     k = gram.shape[-1]
-    shift = guard_shift(jnp.trace(gram, axis1=-2, axis2=-1), k, count, ridge, mask, damping)
     eye = jnp.eye(k, dtype=gram.dtype)[None]
-    guarded = gram + shift[:, None, None] * eye
+    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    own, others = None, mask
+    if apart is not None:
+        own, diagonal = diagonal[:, apart], diagonal.at[:, apart].set(0)
+        others = (jnp.ones(k, gram.dtype) if mask is None else mask).at[apart].set(0)
+    shift = guard_shift(jnp.sum(diagonal, axis=1), k, count, ridge, others, damping)[:, None]
+    if own is not None:
+        own = guard_shift(own, 1, count, ridge, jnp.ones(1, gram.dtype), damping)
+        shift = jnp.where(jnp.arange(k) == apart, own[:, None], shift)
+    guarded = gram + shift[:, :, None] * eye
     return guarded if mask is None else guarded + jnp.diag(1 - mask)[None]
 
 
@@ -175,6 +189,7 @@ class RowProblem:
         unit: a column whose coefficient is fixed at `unit_value`: what it holds, times that, is subtracted from the
             measurements.
         unit_value: that coefficient.
+        apart: a column in other units than the rest, that of an offset.
         sketched: solve rows with enough measurements by way of a sketch, on operators that can.
     """
 
@@ -184,6 +199,7 @@ class RowProblem:
     sketched: Any = None
     unit_value: jax.Array | float = 1.0
     unit: int | None = jax.tree.static(default=None)
+    apart: int | None = jax.tree.static(default=None)
     by_count: bool = jax.tree.static(default=False)
     nonnegative: bool = jax.tree.static(default=False)
 
@@ -191,7 +207,7 @@ class RowProblem:
         """Free coefficients `(n, k)` of the rows from Gram matrices, right-hand sides and measurement counts `(n,)`."""
         solve = solve_rows_nonnegative if self.nonnegative else solve_rows
         ridge, mask = self._ridge(count, gram.dtype), self.free_mask(gram.shape[-1], gram.dtype)
-        return solve(guard_ridge(gram, count, ridge, mask, self.damping), rhs)
+        return solve(guard_ridge(gram, count, ridge, mask, self.damping, self.apart), rhs)
 
     def shift(self, diagonal: jax.Array, k: int, count: jax.Array) -> jax.Array:
         """What `solve` adds to the diagonals of the Gram matrices, from their sums `(n,)`."""

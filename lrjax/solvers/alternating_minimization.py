@@ -400,6 +400,7 @@ class AlternatingMinimization:
                 sketched=self._sketched(moving, key_sample) if self.inner == "sketched" else None,
                 unit_value=self.bias_value,
                 unit=unit,
+                apart=None if unit is None else self.max_rank - (2 if transpose else 1),
             )
             new, square = solve(fixed, data, row)
         else:

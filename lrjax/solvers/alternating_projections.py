@@ -194,7 +194,7 @@ class AlternatingProjections:
             else:
                 count = jnp.cumsum((weights > 0).astype(jnp.int32))
                 place = jnp.searchsorted(count, jax.random.randint(key, (SAMPLE,), 1, count[-1] + 1))
-                sample = tuple(jnp.divmod(place, n2))
+                sample = place // n2, place % n2
             weights = None if weights is None else weights.reshape(n1, n2)[sample]
         return _Extra(sample=sample, weights=weights, row_total=row_total, col_total=col_total, unit=unit)
 

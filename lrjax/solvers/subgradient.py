@@ -109,8 +109,9 @@ class SubgradientMethod:
     def in_units(self, units: Units) -> "SubgradientMethod | None":
         """Start and step rule, if they are absolute, and Polyak's optimum in units of the data."""
         rule, known = _common.rule_in_units(self.step_size, units, relative=self.relative)
-        absolute = not self.relative and self.initial_scale is not None
-        alpha = self.initial_scale / units.factor if absolute else self.initial_scale
+        alpha = self.initial_scale
+        if alpha is not None and not self.relative:
+            alpha = alpha / units.factor
         return replace(self, step_size=rule, initial_scale=alpha) if known else None
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
