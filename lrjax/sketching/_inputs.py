@@ -65,7 +65,7 @@ def sparse_operator(name: str, a: Any) -> Any:
         coo = a.tocoo()
         if len(coo.shape) != 2:
             raise ValueError(f"{name} has shape {coo.shape}; expected a matrix")
-        entries = np.stack([coo.row, coo.col], axis=1).astype(np.int32)
+        entries = jnp.asarray(np.stack([coo.row, coo.col], axis=1), jnp.int32)
         a = sparse.BCOO((real_array(name, coo.data), entries), shape=coo.shape)
     else:
         return a

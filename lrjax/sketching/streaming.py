@@ -77,7 +77,8 @@ def lstsq_blocks(
     check_choice("method", method, METHODS)
     check_range("ridge", ridge, low=0)
     if _is_pair(blocks):
-        blocks = _rows_of(*blocks, block_rows)
+        a, b = blocks  # type: ignore[misc]
+        blocks = _rows_of(a, b, block_rows)
     elif block_rows is not None:
         raise ValueError(f"block_rows is {block_rows!r}; expected None, for the blocks have sizes of their own")
     if method == "cholesky_qr" and not callable(blocks) and isinstance(blocks, Iterator):
