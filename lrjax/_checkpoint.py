@@ -122,7 +122,9 @@ def _wrong(plan: Any) -> str | None:
     if not isinstance(plan, dict):
         return f"a {type(plan).__name__}"
     grid, static, trials = (plan.get(name) for name in ("grid", "static", "trials"))
-    axes = grid.values() if isinstance(grid, dict) else [None]
+    if not isinstance(grid, dict):
+        return "grid must hold coords for every axis"
+    axes = grid.values()
     if not all(isinstance(axis, dict) and isinstance(axis.get("coords"), list) and axis["coords"] for axis in axes):
         return "grid must hold coords for every axis"
     if not isinstance(static, list) or not all(isinstance(name, str) and name in grid for name in static):

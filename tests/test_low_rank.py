@@ -238,7 +238,8 @@ def test_the_derivative_of_the_product_where_values_repeat(values):
 
 
 def test_the_derivative_of_vectors_where_values_differ_by_little():
-    a = np.diag([2.0, 1.01, 1, 0.5])
+    turn = lambda: np.linalg.qr(RNG.normal(size=(4, 4)))[0]
+    a = turn() @ np.diag([2.0, 1.01, 1, 0.5]) @ turn()
     weights = RNG.normal(size=(4, 3))
     value = lambda a: jnp.sum(weights * lr.rsvd(a, 3, key=KEY)[0] ** 2)
     move = RNG.normal(size=(4, 4))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lrjax.factors import matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import conjugate_gradient
-from lrjax.linalg.scaling import exponent, shifted
+from lrjax.linalg.scaling import exponent, power, shifted
 
 
 def truncated_svd(
@@ -54,23 +54,25 @@ def truncated_svd(
     block = jax.random.normal(key, (n2, width), dtype)
     if warm is not None:
         block = jnp.concatenate([warm, block[:, warm.shape[1] :]], axis=1)
-    block = guarded.qr(apply(block))[0]
+    first = apply(block)
+    # In units of the matrix: the second product of each step would square its own.
+    limit = jnp.finfo(dtype).maxexp - 2
+    unit = jnp.clip(exponent(first), -limit, limit)
+    inverse = power(-unit, first.dtype)
+    block = guarded.qr(first)[0]
 
-    def power(block: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        back = apply_transpose(block)
-        # In units of their own: the next product would square those of the matrix.
-        block = guarded.qr(apply(shifted(back, -exponent(back))))[0]
+    def step(block: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        block = guarded.qr(apply(apply_transpose(inverse * block)))[0]
         return block, block
 
     # A scan, not a Python loop: the products are compiled once.
-    block = jax.lax.scan(lambda block, _: (power(block, None)[0], None), block, None, length=before)[0]
-    _, blocks = jax.lax.scan(power, block, None, length=kept)
+    if before:
+        block = jax.lax.scan(lambda block, _: (step(block, None)[0], None), block, None, length=before)[0]
+    _, blocks = jax.lax.scan(step, block, None, length=kept)
     basis = jnp.concatenate([block, jnp.moveaxis(blocks, 0, 1).reshape(n1, kept * width)], axis=1)
     q = guarded.qr(basis)[0]
     # (Q^T M)^T = M^T Q is tall; its SVD gives that of the projected matrix.
-    projected = apply_transpose(q)
-    unit = exponent(projected)
-    v, s, ut = guarded.svd(shifted(projected, -unit))
+    v, s, ut = guarded.svd(apply_transpose(inverse * q))
     return matmul(q, ut.T[:, :rank]), shifted(s[:rank], unit), v[:, :rank]
 
 

@@ -65,8 +65,8 @@ def sparse_operator(name: str, a: Any) -> Any:
         coo = a.tocoo()
         if len(coo.shape) != 2:
             raise ValueError(f"{name} has shape {coo.shape}; expected a matrix")
-        entries = np.stack([coo.row, coo.col], axis=1).astype(np.int32)
-        a = sparse.BCOO((real_array(name, coo.data), jnp.asarray(entries)), shape=coo.shape)
+        entries = jnp.asarray(np.stack([coo.row, coo.col], axis=1), jnp.int32)
+        a = sparse.BCOO((real_array(name, coo.data), entries), shape=coo.shape)
     else:
         return a
     if len(a.shape) != 2 or a.n_batch or a.n_dense:

@@ -234,7 +234,8 @@ def _basis(a: jax.Array) -> Basis:
     a = a * columns[None, :]
     q, r = guarded.qr(a)
     left, sigma, right = guarded.svd(r)
-    keep = sigma > max(a.shape) * jnp.finfo(a.dtype).eps * sigma[0]
+    # Not "above": NaN, of a matrix that is not finite, stays.
+    keep = ~(sigma <= max(a.shape) * jnp.finfo(a.dtype).eps * sigma[0])
     # Rows of zeros stay so: rounding in them would count as data where scores are compared with each other.
     basis = jnp.where(keep[None] & jnp.any(a != 0, axis=1)[:, None], _matmul(q, left), 0)
     return Basis(basis, jnp.where(keep, 1 / jnp.where(keep, sigma, 1), 0), right, exponents)
