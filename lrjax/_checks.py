@@ -89,7 +89,7 @@ def float_dtype(dtype: Any, *, complex_too: bool = False) -> Any:
     Raises:
         ValueError: no dtype, not a floating one, or double precision where JAX's is off, which would give singles.
     """
-    kind = "real or complex floating point" if complex_too else "real floating point"
+    kind = "real or complex floating" if complex_too else "real floating"
     try:
         found = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     except TypeError:
