@@ -89,7 +89,7 @@ def float_dtype(dtype: Any, *, complex_too: bool = False) -> Any:
     Raises:
         ValueError: no dtype, not a floating one, or double precision where JAX's is off, which would give singles.
     """
-    kind = "real or complex floating point" if complex_too else "real floating point"
+    kind = "real or complex floating" if complex_too else "real floating"
     try:
         found = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     except TypeError:
@@ -117,7 +117,7 @@ def number(
     array = host_array(name, value)
     if array.shape != () or jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == bool:
         raise ValueError(f"{name} must be a real number; got {array.dtype} of shape {array.shape}")
-    check_range(name, array, low=low, high=high, open_low=open_low)
+    check_range(name, value, low=low, high=high, open_low=open_low)
     if isinstance(array, Tracer):
         return array.astype(dtype)
     # Not through JAX, which would warn of a narrower type itself.

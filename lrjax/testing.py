@@ -143,7 +143,7 @@ def check_loss(loss: Any, *, smooth: bool = True, scale: float = 1.0, dtype: Any
         assert found.dtype == dtype, f"{name}: {method} turned {dtype} into {found.dtype}"
         # An object that is no pytree is refused here by JAX, in words of its own.
         single = jax.jit(lambda loss, r: jax.vmap(lambda one: call(method, loss, one))(r))(loss, given)
-        hold(np.isclose(found, single, rtol=100 * eps), r, f"{method} is not elementwise")
+        hold(np.isclose(found, single, rtol=100 * eps, equal_nan=True), r, f"{method} is not elementwise")
         hold(np.isfinite(found), r, f"{method} is not finite")
         return np.asarray(found, np.float64)
 
