@@ -211,24 +211,18 @@ def _check_matrix(name: str, a: Any) -> jax.Array:
 
 
 class Basis(NamedTuple):
-    """`basis = a diag(columns) right.T diag(inverse)`, orthonormal, with zeros for directions `a` lacks.
-
-    Columns far apart in size come in units of their own, powers of two, lest the small ones count as rounding.
-    """
+    """`basis = a diag(2^-columns) right.T diag(inverse)`, orthonormal, with zeros for directions `a` lacks."""
 
     basis: jax.Array
     inverse: jax.Array
     right: jax.Array
     columns: jax.Array
 
-    def solution(self, z: jax.Array) -> jax.Array:
-        """An `x` with `a x = basis z`, up to the units of the columns: the least one if they have all the same."""
-        return _matmul(self.right.T, self.inverse * z)
-
 
 def _basis(a: jax.Array) -> Basis:
     tops = jnp.max(jnp.abs(a), axis=0)
-    # Of a wide matrix the least solution depends on the units of its columns, and the others do without.
+    # Columns far apart come in units of their own, lest the small ones count as rounding. Of a wide matrix the least
+    # solution depends on the units, and the others do without.
     exponents = column_exponents(tops if a.shape[0] >= a.shape[1] else jnp.broadcast_to(jnp.max(tops), tops.shape))
     columns = power(-exponents, a.dtype)
     a = a * columns[None, :]
