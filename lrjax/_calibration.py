@@ -8,7 +8,7 @@ from jax.scipy.linalg import solve_triangular
 
 from lrjax._checks import as_array, check_choice, check_finite, check_key
 from lrjax._pytree import pytree, replace
-from lrjax._units import exponent, norm, shift
+from lrjax._units import exponent, norm, shifted
 from lrjax.factors import Factors, matmul
 from lrjax.linalg.guarded import qr, qr_r, svd
 from lrjax.operators.gains import GainMeasurements
@@ -140,7 +140,7 @@ def _in_units(operator: GainMeasurements, y: jax.Array) -> tuple[GainMeasurement
     """
     a = operator.matrices
     of_y, of_a = exponent(jnp.abs(y)), exponent(jnp.abs(a))
-    y, a = shift(y, -of_y), shift(a, -of_a)
+    y, a = shifted(y, -of_y), shifted(a, -of_a)
 
     def typical(x: jax.Array) -> jax.Array:
         # Zeros are padding.
@@ -152,25 +152,25 @@ def _in_units(operator: GainMeasurements, y: jax.Array) -> tuple[GainMeasurement
     known = (size_y > 0) & (size_a > 0)
     ratio = jnp.where(known, size_y, 1) / jnp.where(known, size_a, 1)
     more = jnp.where(jnp.isfinite(ratio), jnp.round(jnp.log2(ratio)), 0).astype(jnp.int32)
-    return replace(operator, matrices=a), shift(y, -more), of_y + more - of_a
+    return replace(operator, matrices=a), shifted(y, -more), of_y + more - of_a
 
 
 @jax.jit
 def _anchored(operator: GainMeasurements, y: jax.Array, w: jax.Array) -> Calibration:
     operator, y, e = _in_units(operator, y)
     a, m = operator.matrices, operator.shape[0]
-    w = jnp.concatenate([w[:m], shift(w[m:], e)])
+    w = jnp.concatenate([w[:m], shifted(w[m:], e)])
     of_w = exponent(jnp.abs(w))
-    w = shift(w, -of_w)
+    w = shifted(w, -of_w)
     blocks = y.reshape(-1, m)
     if operator.model == "repeated":
         # Gain i meets rows (l, i) only.
         gains, x = _eliminate(blocks.T[:, :, None], -a.swapaxes(0, 1), w[:m, None], w[m:])
-        return Calibration(inverse_gains=shift(gains[:, 0], -of_w), inputs=shift(x, e - of_w))
+        return Calibration(inverse_gains=shifted(gains[:, 0], -of_w), inputs=shifted(x, e - of_w))
     own = -a if operator.model == "diverse" else -a[None]
     kept = blocks[:, :, None] * jnp.eye(m, dtype=y.dtype)
     x, gains = _eliminate(own, kept, w[m:].reshape(operator.num_blocks, -1), w[:m])
-    return Calibration(inverse_gains=shift(gains, -of_w), inputs=shift(x, e - of_w))
+    return Calibration(inverse_gains=shifted(gains, -of_w), inputs=shifted(x, e - of_w))
 
 
 def _eliminate(own: jax.Array, kept: jax.Array, w_own: jax.Array, w_kept: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -240,7 +240,7 @@ def _spectral(operator: GainMeasurements, y: jax.Array) -> Calibration:
     total = jnp.sum(z[:m])
     turn = jnp.where(total != 0, total.conj() / jnp.where(total != 0, jnp.abs(total), 1), 1)
     z = z * (turn * jnp.sqrt(m / jnp.sum(jnp.abs(z[:m]) ** 2)))
-    inputs = shift(z[m:], e)
+    inputs = shifted(z[m:], e)
     return Calibration(
         inverse_gains=z[:m], inputs=inputs if operator.model == "repeated" else inputs.reshape(operator.num_blocks, -1)
     )

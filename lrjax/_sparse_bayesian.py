@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lrjax import loop, status
 from lrjax._checks import as_array, check_choice, check_count, check_finite, check_range, number
 from lrjax._pytree import pytree, replace, tree_isfinite, tree_where
-from lrjax._units import exponent, shift
+from lrjax._units import exponent, shifted
 from lrjax.linalg.guarded import eigh
 from lrjax.linalg.modes import contract, mode_products, outer
 from lrjax.operators.kronecker import Kronecker
@@ -153,14 +153,14 @@ def sparse_bayesian(
 def _run(matrices, y, noise, tolerance, shares, *, method, num_steps):
     # Measured in powers of two near the largest entries: no square then leaves the range of the dtype.
     of_y, of_matrices = exponent(jnp.abs(y)), [exponent(jnp.abs(a)) for a in matrices]
-    y, matrices = shift(y, -of_y), tuple(shift(a, -e) for a, e in zip(matrices, of_matrices, strict=True))
-    squared = lambda value, e: shift(shift(value, e), e)
+    y, matrices = shifted(y, -of_y), tuple(shifted(a, -e) for a, e in zip(matrices, of_matrices, strict=True))
+    squared = lambda value, e: shifted(shifted(value, e), e)
     noise = None if noise is None else squared(noise, -of_y)
     found = _in_units(matrices, y, noise, tolerance, shares, method=method, num_steps=num_steps)
     e = of_y - sum(of_matrices)
     return replace(
         found,
-        mean=shift(found.mean, e),
+        mean=shifted(found.mean, e),
         variance=squared(found.variance, e),
         scales=(*found.scales[:-1], squared(found.scales[-1], e)),
         noise_variance=squared(found.noise_variance, of_y),

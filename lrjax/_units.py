@@ -1,23 +1,44 @@
 """Exact units: what is very small or very large is divided by a power of two, which rounds nothing."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from lrjax._pytree import pytree
 
 
-def exponent(x: jax.Array) -> jax.Array:
-    """The int32 `e` with `2^e <= max |x| < 2^(e + 1)`; zero if that is zero or not finite. A constant to autodiff."""
-    top = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+def exponent(x: jax.Array, axis: Any = None, keepdims: bool = False) -> jax.Array:
+    """The int32 `e` with `2^e <= max |x| < 2^(e + 1)`; zero where that maximum is zero or not finite.
+
+    A constant to autodiff: what is divided by a power of two is multiplied by it again.
+    """
+    top = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axis, keepdims=keepdims, initial=0)
     known = jnp.isfinite(top) & (top > 0)
-    _, power = jnp.frexp(jnp.where(known, top, 1))
+    e = jnp.frexp(jnp.where(known, top, 1))[1].astype(jnp.int32) - 1
     # Subnormal numbers are zero to some processors.
-    return jnp.maximum(power.astype(jnp.int32) - 1, jnp.finfo(top.dtype).minexp)
+    return jnp.maximum(e, jnp.finfo(top.dtype).minexp)
 
 
-def power(e: jax.Array, dtype) -> jax.Array:
-    """`2^e`, exactly."""
-    return jnp.ldexp(jnp.ones((), dtype), e)
+def power(e: jax.Array, dtype: Any) -> jax.Array:
+    """`2^e`, exactly, for int32 exponents in the range of normal numbers."""
+    info = jnp.finfo(dtype)
+    kind = {16: jnp.int16, 32: jnp.int32, 64: jnp.int64}[info.bits]
+    bits = e.astype(kind) + jnp.asarray(info.maxexp - 1, kind)
+    return jax.lax.bitcast_convert_type(bits << jnp.asarray(info.nmant, kind), jnp.dtype(dtype))
+
+
+def shifted(x: jax.Array, e: jax.Array) -> jax.Array:
+    """`x 2^e`, exactly where that is in range, though `2^e` itself may not be."""
+    real = jnp.finfo(x.dtype).dtype
+    for i in range(4):
+        x = x * power((e + jnp.int32(i)) >> 2, real)
+    return x
+
+
+def beyond(e: jax.Array, dtype: Any) -> jax.Array:
+    """Exponents outside the middle eighth of those of `dtype`, where squares of squares are safe; zero for the rest."""
+    return jnp.where(jnp.abs(e) > jnp.finfo(dtype).maxexp // 8, e, 0)
 
 
 def unit_of(x: jax.Array) -> jax.Array:
@@ -30,12 +51,6 @@ def times(x: jax.Array, *factors: jax.Array) -> jax.Array:
     for factor in factors:
         x = x * factor
     return x
-
-
-def shift(x: jax.Array, e: jax.Array) -> jax.Array:
-    """`x 2^e` for real or complex `x`, exact where the dtype holds it; in steps that it holds themselves."""
-    quarter, dtype = e // 4, jnp.finfo(x.dtype).dtype
-    return times(x, *[power(quarter, dtype)] * 3, power(e - 3 * quarter, dtype))
 
 
 def norm(x: jax.Array) -> jax.Array:

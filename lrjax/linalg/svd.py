@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax._units import exponent, power, shifted
 from lrjax.factors import matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import conjugate_gradient
-from lrjax.linalg.scaling import exponent, power, shifted
 
 
 def truncated_svd(

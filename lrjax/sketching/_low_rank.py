@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax._checks import check_count, check_finite, check_key, check_real, host_array, host_value, real_array
+from lrjax._units import exponent, shifted
 from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
-from lrjax.linalg.scaling import exponent, shifted
 from lrjax.linalg.svd import attach_derivative, truncated_svd
 from lrjax.sketching import _inputs
 from lrjax.sketching._contract import single_or_double

@@ -10,7 +10,7 @@ import numpy as np
 from lrjax import status
 from lrjax._checks import check_count, check_finite, check_key, check_range, real_array
 from lrjax._pytree import pytree
-from lrjax.linalg.scaling import exponent, power, shifted
+from lrjax._units import exponent, power, shifted
 from lrjax.sketching._units import least_norm
 from lrjax.sketching.row_sampling import (
     RowSample,

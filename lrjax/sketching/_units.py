@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax._pytree import pytree
+from lrjax._units import beyond, exponent, power, shifted
 from lrjax.linalg import guarded
-from lrjax.linalg.scaling import beyond, column_exponents, exponent, power, shifted
+from lrjax.linalg.scaling import column_exponents
 from lrjax.sketching import _normal
 from lrjax.sketching._normal import Scaled, mul
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax._checks import check_count, check_range, real_array
-from lrjax.linalg.scaling import exponent, shifted
+from lrjax._units import exponent, shifted
 from lrjax.sketching import _direct, _inputs, _normal
 from lrjax.sketching.least_squares import LstsqResult, lstsq
 

@@ -10,7 +10,7 @@ import numpy as np
 from lrjax import status
 from lrjax._checks import check_count, check_key
 from lrjax._pytree import pytree, tree_isfinite
-from lrjax.linalg.scaling import power
+from lrjax._units import power
 from lrjax.sketching import _direct, _inputs, _normal, _units, cholesky_qr, iterative
 from lrjax.sketching._normal import Factor, Scaled
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch

@@ -14,9 +14,10 @@ import numpy as np
 
 from lrjax._checks import check_count, check_finite, check_key, check_range, host_value, real_array
 from lrjax._pytree import pytree
+from lrjax._units import power
 from lrjax.linalg import guarded
 from lrjax.linalg.rows import solve_rows
-from lrjax.linalg.scaling import column_exponents, power
+from lrjax.linalg.scaling import column_exponents
 from lrjax.sketching._contract import as_columns, single_or_double
 from lrjax.sketching.sparse import SparseSignSketch
 
