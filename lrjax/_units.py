@@ -35,7 +35,8 @@ def times(x: jax.Array, *factors: jax.Array) -> jax.Array:
 def shift(x: jax.Array, e: jax.Array) -> jax.Array:
     """`x 2^e` for real or complex `x`, exact where the dtype holds it; in steps that it holds themselves."""
     quarter, dtype = e // 4, jnp.finfo(x.dtype).dtype
-    return times(x, *[power(quarter, dtype)] * 3, power(e - 3 * quarter, dtype))
+    factors = [power(quarter, dtype)] * 3 + [power(e - 3 * quarter, dtype)]
+    return times(x, *[factor.astype(x.dtype) for factor in factors])
 
 
 def norm(x: jax.Array) -> jax.Array:
