@@ -32,7 +32,7 @@ def shifted(x: jax.Array, e: jax.Array) -> jax.Array:
     """`x 2^e`, exactly where that is in range, though `2^e` itself may not be."""
     real = jnp.finfo(x.dtype).dtype
     for i in range(4):
-        x = x * power((e + jnp.int32(i)) >> 2, real)
+        x = x * power((e + jnp.int32(i)) >> 2, real).astype(x.dtype)
     return x
 
 

@@ -58,7 +58,8 @@ def all_of(y):
         lr.select_rank(problem, key, max_rank=3, method="gap").rank,
     )
 jax.block_until_ready(jax.jit(jax.vmap(all_of))(both))
-jax.block_until_ready(jax.jit(jax.vmap(jax.grad(lambda y: lr.Factors(y[:18].reshape(9, 2), y[18:30].reshape(6, 2)).norm())))(both))
+norm = lambda y: lr.Factors(y[:18].reshape(9, 2), y[18:30].reshape(6, 2)).norm()
+jax.block_until_ready(jax.jit(jax.vmap(jax.grad(norm)))(both))
 """,
     "neighbours": """
 gains, _ = lr.synthetic.gain_calibration(key, shape=(6, 3), num_blocks=3)
