@@ -63,7 +63,8 @@ def select_rank(
       twice as many entries as degrees of freedom, it finds too few even in exact data, where `"holdout"` finds all.
     - `"adaptive"` fits once at `max_rank` and cuts at the largest ratio of consecutive singular values, then fits again
       at that rank from the truncation. Two solves whatever `max_rank`, which must exceed the rank: a cut needs a value
-      below it. At an oversampling near 2 or 3 it may be off by one, more so with a large condition number.
+      below it. It is the weakest of the three where measurements are few: at an oversampling of 3 and a condition
+      number of 10, without any noise, five of twelve draws were wrong, three of them by two (`"holdout"`: none).
 
     Args:
         problem: what was measured. Measurements given twice leak from the held-out part into the other.

@@ -53,11 +53,15 @@ def times(x: jax.Array, *factors: jax.Array) -> jax.Array:
     return x
 
 
+def root(square: jax.Array) -> jax.Array:
+    """The square root, with derivative zero at zero, where it would be infinite; NaN stays."""
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), square)
+
+
 def norm(x: jax.Array) -> jax.Array:
     """Frobenius norm, without overflow and underflow; its derivative at zero is zero."""
     unit = unit_of(x)
-    square = jnp.sum((x / unit) ** 2)
-    return unit * jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), square)
+    return unit * root(jnp.sum((x / unit) ** 2))
 
 
 @pytree

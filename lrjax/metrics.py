@@ -1,10 +1,12 @@
 """How close an estimate is: gauge-invariant, so signs and rotations of the factors never matter."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from lrjax._checks import as_array
-from lrjax._units import unit_of
+from lrjax._units import root, unit_of
 from lrjax.factors import Factors, matmul
 from lrjax.factors import relative_error as relative_error
 from lrjax.linalg import guarded
@@ -26,15 +28,28 @@ def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def rmse(predicted: jax.Array, values: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Root mean squared difference, weighted if `weights` are given."""
-    difference = as_array("predicted", predicted) - as_array("values", values)
+    """Root mean squared difference, weighted if `weights` are given; at an exact fit its derivative is zero.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    predicted, values = _alike(predicted=predicted, values=values)
+    difference = predicted - values
     unit = unit_of(difference)
     square = (difference / unit) ** 2
     if weights is None:
-        return unit * jnp.sqrt(jnp.mean(square))
-    weights = as_array("weights", weights)
+        return unit * root(jnp.mean(square))
+    weights, _ = _alike(weights=weights, values=values)
     weights = weights / unit_of(weights)
-    return unit * jnp.sqrt(jnp.sum(weights * square) / jnp.sum(weights))
+    return unit * root(jnp.sum(weights * square) / jnp.sum(weights))
+
+
+def _alike(**pair: Any) -> list[jax.Array]:
+    """Both as arrays, of one shape."""
+    arrays = [as_array(name, value) for name, value in pair.items()]
+    if arrays[0].shape != arrays[1].shape:
+        raise ValueError(f"{' and '.join(pair)} must have one shape; got {arrays[0].shape} and {arrays[1].shape}")
+    return arrays
 
 
 def success(estimate: Factors | jax.Array, truth: Factors | jax.Array, tolerance: float = 1e-4) -> jax.Array:
@@ -44,7 +59,7 @@ def success(estimate: Factors | jax.Array, truth: Factors | jax.Array, tolerance
 
 def support_recovery(estimate: jax.Array, truth: jax.Array, threshold: float | jax.Array = 0.0) -> jax.Array:
     """Fraction of places at which `|estimate| > threshold` agrees with `truth != 0`."""
-    estimate, truth = as_array("estimate", estimate), as_array("truth", truth)
+    estimate, truth = _alike(estimate=estimate, truth=truth)
     return jnp.mean(((jnp.abs(estimate) > threshold) == (truth != 0)).astype(jnp.result_type(estimate)))
 
 
@@ -61,15 +76,13 @@ def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     Raises:
         ValueError: the shapes differ.
     """
-    estimate, truth = as_array("estimate", estimate), as_array("truth", truth)
-    if jnp.shape(estimate) != jnp.shape(truth):
-        raise ValueError(f"estimate and truth must have one shape; got {jnp.shape(estimate)} and {jnp.shape(truth)}")
+    estimate, truth = _alike(estimate=estimate, truth=truth)
     # In units of their own: squares of what is very small or large would leave the range of single precision.
-    estimate, truth = jnp.asarray(estimate), jnp.asarray(truth)
     estimate, truth = estimate / unit_of(estimate), truth / unit_of(truth)
     square = jnp.sum(jnp.abs(estimate) ** 2)
     # `vdot` conjugates the first argument.
     product = jnp.vdot(estimate, truth)
     factor = product / jnp.where(square > 0, square, 1).astype(product.dtype)
     # The difference itself: one minus the squared cosine would lose half the digits.
-    return jnp.linalg.norm((factor * estimate - truth).ravel()) / jnp.linalg.norm(truth.ravel())
+    size = lambda x: root(jnp.sum(jnp.abs(x) ** 2))
+    return size(factor * estimate - truth) / size(truth)

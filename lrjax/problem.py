@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lrjax import losses
 from lrjax._checks import check_finite, check_range, check_real, host_value
 from lrjax._pytree import positional_pytree
-from lrjax._units import Units, exponent, power, unit_of
+from lrjax._units import Units, exponent, power, root, unit_of
 from lrjax.factors import Factors
 
 
@@ -94,7 +94,7 @@ class Problem:
         residual, y = residual / unit, y / unit
         weight = jnp.ones_like(y) if weights is None else weights / unit_of(weights)
         size, square = jnp.sum(weight * y * y), jnp.sum(weight * residual * residual)
-        return _root(square / jnp.where(size > 0, size, 1))
+        return root(square / jnp.where(size > 0, size, 1))
 
     def squared_norm(self, residual: jax.Array) -> jax.Array:
         """`||residual||^2` in the weighted Euclidean norm, of a problem in units of about one."""
@@ -103,7 +103,7 @@ class Problem:
     def relative_norm(self, square: jax.Array) -> jax.Array:
         """The relative residual from `||residual||^2`, of a problem in units of about one."""
         scale = self.squared_norm(self.observed())
-        return _root(square / jnp.where(scale > 0, scale, 1))
+        return root(square / jnp.where(scale > 0, scale, 1))
 
     def in_units(self) -> tuple["Problem", Units]:
         """The same problem with measurements and weights of about one, and the powers of two they were divided by.
@@ -163,8 +163,3 @@ class Problem:
         if weights is not None and (host := host_value(weights)) is not None and not (host > 0).any():
             raise ValueError("every weight is zero: there are no measurements")
         check_finite("y (where its weight is positive)", self.observed())
-
-
-def _root(square: jax.Array) -> jax.Array:
-    # The derivative of the root at an exact fit would be infinite; there the residual is reported as zero. NaN stays.
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), square)
