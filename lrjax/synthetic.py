@@ -435,8 +435,8 @@ def gain_calibration(
     if random_phase:
         gains = gains * jnp.exp(2j * jnp.pi * jax.random.uniform(key_phases, (m,), real)).astype(dtype)
     inputs = jax.random.normal(key_inputs, (operator.shape[1] // n, n), dtype)
-    inputs = inputs / jnp.linalg.norm(inputs, axis=1, keepdims=True)
+    inputs = inputs / jnp.linalg.norm(inputs, axis=1, keepdims=True).astype(dtype)
     truth = Factors(gains[:, None], inputs.reshape(-1, 1))
     clean = operator.forward(truth.left, truth.right)
-    size = noise * _root_mean_square(clean)
+    size = (noise * _root_mean_square(clean)).astype(dtype)
     return Problem(operator, clean + size * jax.random.normal(key_noise, clean.shape, dtype)), truth
