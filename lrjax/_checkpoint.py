@@ -110,11 +110,11 @@ def read_plan(path: str | Path) -> dict:
         raise ValueError(f"{str(path)!r} is no checkpoint of a sweep: it has no {PLAN}")
     try:
         plan = json.loads(there.read_text(encoding="utf-8"))
-        if bad := _wrong(plan):
-            raise ValueError(f"it is no plan of a sweep: {bad}")
-        return plan
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{there} is not readable ({error}); remove the directory to start again") from error
+    if bad := _wrong(plan):
+        raise ValueError(f"checkpoint {str(path)!r} has a damaged {PLAN} ({bad}); remove the directory to start again")
+    return plan
 
 
 def _wrong(plan: Any) -> str | None:

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from tqdm import tqdm
 
 from lrjax import _grids as grids
-from lrjax._checkpoint import PLAN, Checkpoint, read_parts, read_plan
+from lrjax._checkpoint import Checkpoint, read_parts, read_plan
 from lrjax._checks import check_choice, check_count, check_flag, check_key, host_array
 
 _AXIS = "trial"
@@ -173,10 +173,7 @@ def load_sweep(checkpoint: str | Path) -> Any:
         True
     """
     settings = read_plan(checkpoint)
-    try:
-        plan = grids.plan_of(settings)
-    except ValueError as error:
-        raise ValueError(f"checkpoint {str(checkpoint)!r} has a damaged {PLAN} ({error})") from error
+    plan = grids.plan_of(settings)
     tables, done, points = [], 0, plan.static_points()
     for combo in range(len(points)):
         parts = [part for part in read_parts(checkpoint, combo) if part[1]]

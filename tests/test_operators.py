@@ -358,13 +358,13 @@ def test_layout_covers_each_entry_exactly_once(shape):
 
 
 def _row_by_row(mask, factor, y, weights, ridge):
-    """NumPy's `lstsq` of each row of the left factor; the documented damping where it is under-determined."""
+    """NumPy's `lstsq` of each row; the documented damping where it is under-determined and no ridge decides."""
     k, rows = factor.shape[1], []
     for i in range(mask.shape[0]):
         on = mask[i] & (weights[i] > 0)
         root = np.sqrt(weights[i][on])
         a, b = factor[on] * root[:, None], y[i][on] * root
-        shift = ridge + (0.1 * np.sum(a**2) / k if on.sum() < k else 0)
+        shift = ridge or (0.1 * np.sum(a**2) / k if on.sum() < k else 0)
         a = np.concatenate([a, np.sqrt(shift) * np.eye(k)])
         rows.append(np.linalg.lstsq(a, np.concatenate([b, np.zeros(k)]), rcond=None)[0])
     return np.stack(rows)

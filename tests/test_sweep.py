@@ -305,13 +305,13 @@ def test_damaged_plans_are_refused_by_name(tmp_path):
     changes += [{"static": ["none"]}, {"grid": {"scale": {}}}, {"grid": {"scale": {"coords": []}}}, {"grid": [1]}]
     for text in [json.dumps(plan | change) for change in changes] + ["[" * 100_000, '{"grid": ' * 50_000, "\ud800"]:
         there.write_text(text, errors="surrogatepass")
-        with pytest.raises(ValueError, match=r"plan\.json is not readable"):
+        with pytest.raises(ValueError, match=r"plan\.json (is not readable|\()"):
             lr.load_sweep(tmp_path)
     there.write_text(json.dumps(plan | {"trials": 2**31 - 1}))
     with pytest.raises(ValueError, match=r"holds \d+ of \d{10} trials"):
         lr.load_sweep(tmp_path)
     there.write_text(json.dumps(plan | {"trials": 1}))
-    with pytest.raises(ValueError, match="more trials than its plan"):
+    with pytest.raises(ValueError, match="damaged parts"):
         lr.load_sweep(tmp_path)
     there.write_text(json.dumps(plan))
     part = next(tmp_path.glob("part-*.npz"))
