@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import _labelled
-from lrjax._checks import check_count, host_array
+from lrjax._checks import host_array
 
 
 class Plan(NamedTuple):
