@@ -46,7 +46,7 @@ def gain(problem: Problem, key: jax.Array, *, symmetric: bool, probes: int = 4) 
     """
     n1, n2 = problem.shape
     if problem.operator.entrywise:
-        # Every sign matrix has the same energy in every entry: nothing to draw.
+        # Every sign matrix has the same energy in every entry: nothing to draw. A unit, so a constant to autodiff.
         return jax.lax.stop_gradient(problem.total_weight() / (float(n1) * n2))
     signs = jax.random.rademacher(key, (probes, n1 if symmetric else n1 + n2, 1), problem.y.dtype)
     left, right = (signs, signs) if symmetric else (signs[:, :n1], signs[:, n1:])

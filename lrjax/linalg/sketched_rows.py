@@ -81,6 +81,7 @@ def solve_rows_sketched(
     """
     # One thing after the other: XLA on a CPU otherwise starts loops side by side, each with all threads, and hangs.
     a, shift = jax.lax.optimization_barrier((a, shift))
+    # Preconditioner and start move the path of the solve and not its end.
     fixed = jax.lax.stop_gradient((a, weights, shift))
     inverse = _preconditioner(*fixed, mask, signs)
     a, y, inverse = jax.lax.optimization_barrier((a, y, inverse))

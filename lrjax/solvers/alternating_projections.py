@@ -84,7 +84,8 @@ class AlternatingProjections:
     `info` adds to `objective` and `residual` (of all entries: these do not vanish under outliers) `clean_residual`,
     the residual of the entries below the threshold relative to the iterate there, which is what convergence is judged
     by; `outlier_fraction`; `threshold`, in the units of `y`; and `rank`, the number of singular values in use.
-    The loss enters nothing but `objective`.
+    The loss enters nothing but `objective`. Thresholds and starts are constants to autodiff: they are quantiles, and a
+    small change of them moves no entry across.
 
     Attributes:
         decay: factor of the threshold per half step without outliers; `decay ** (1 - f) ** 2.5` with a fraction `f`

@@ -145,6 +145,7 @@ def project_gains(gains: jax.Array, radius: float | jax.Array, bisections: int =
         above = jnp.sum(clipped(middle)) > 0
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
+    # The bisection finds which entries are clipped; the derivative comes from the step after it.
     bounds = jax.lax.stop_gradient((jnp.min(offset) - radius, jnp.max(offset) + radius))
     low, high = jax.lax.fori_loop(0, bisections, halve, bounds)
     shift = jax.lax.stop_gradient((low + high) / 2)

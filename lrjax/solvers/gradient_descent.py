@@ -40,7 +40,7 @@ class GradientDescent:
     factorization once, `L <- beta P`, `R <- R Q S / beta` with `L = P S Q^T`, which leaves `X` as it is and makes
     the rate `eta min(beta^2, sigma_r^2 / beta^2)`, independent of the initial scale.
 
-    Units: with `relative=True` (default) `step_size` is in units of `1 / ||X||_2` and `initial_scale` and
+    Units, which are constants to autodiff: with `relative=True` (default) `step_size` is in units of `1 / ||X||_2` and `initial_scale` and
     `rebalance_scale` in units of `sqrt(||X||_2)`, with `||X||_2` estimated from `A*(y)`; `relative=False` takes them as
     they are. Gradients are divided by the operator's mean-square gain in both cases (one for `Identity`).
 
@@ -127,6 +127,7 @@ class GradientDescent:
         if self.relative:
             z = problem.weighted(problem.observed())
             _, top, _ = initial.adjoint_svd(problem, z, 1, key_unit)
+            # A unit, and a constant to autodiff like all of them.
             top = jax.lax.stop_gradient(top[0] / gain)
             unit = jnp.where(top > 0, top, 1)
         if factors is None and self.start == "spectral":

@@ -96,8 +96,8 @@ class IRLS:
     stationary point that is not the truth (at 1.5 times the degrees of freedom one of two draws at n = 1000 did), or
     miss the smallest singular values: `"epsilon"` then stops falling and the solve does not report convergence.
 
-    Differentiable both ways (first derivatives), also through the truncation: exact where the `max_rank + 1` leading
-    singular values of the iterates differ. The smoothing is a minimum, so it has the derivative of the smaller side.
+    Differentiable both ways (first derivatives), also through the truncation: exact where singular values number
+    `max_rank` and `max_rank + 1` of the iterates differ. The smoothing is a minimum, so it has the derivative of the smaller side.
 
     Source: Kuemmerle and Mayrink Verdun, A scalable second order method for ill-conditioned matrix completion from few
     samples, ICML 2021, arXiv 2106.02119, algorithm 1.
@@ -181,6 +181,7 @@ class IRLS:
         """Leading `max_rank` singular vectors of `left @ right.T + A*(z)`, and one value more."""
         op, k, (n1, n2) = problem.operator, self.max_rank, problem.shape
 
+        # Their derivative is attached afterwards.
         left, right, z = jax.lax.stop_gradient(matrix)
         if min(n1, n2) <= max(initial.DENSE_UP_TO, 2 * k):
             u, s, vt = guarded.svd(matmul(left, right.T) + op.adjoint(z))
@@ -226,6 +227,7 @@ class IRLS:
             b_free = jnp.concatenate([b, normal_right(x[n1:])])
             return adjoint(on(op.forward(*tangent(b_free)))) + stiff + stray
 
+        # A preconditioner moves the path of the inner solve and not its end; so does the start below.
         blocks = jax.lax.stop_gradient(self._blocks(op, u, v, outer, observed, y))
         v_fixed = jax.lax.stop_gradient(v)
 
