@@ -97,7 +97,8 @@ class IRLS:
     miss the smallest singular values: `"epsilon"` then stops falling and the solve does not report convergence.
 
     Differentiable both ways (first derivatives), also through the truncation: exact where singular values number
-    `max_rank` and `max_rank + 1` of the iterates differ. The smoothing is a minimum, so it has the derivative of the smaller side.
+    `max_rank` and `max_rank + 1` of the iterates differ. The smoothing is a minimum, so it has the derivative of the
+    smaller side.
 
     Source: Kuemmerle and Mayrink Verdun, A scalable second order method for ill-conditioned matrix completion from few
     samples, ICML 2021, arXiv 2106.02119, algorithm 1.
