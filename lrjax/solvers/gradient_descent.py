@@ -41,9 +41,9 @@ class GradientDescent:
     the rate `eta min(beta^2, sigma_r^2 / beta^2)`, independent of the initial scale.
 
     Units, which are constants to autodiff: with `relative=True` (default) `step_size` is in units of `1 / ||X||_2`
-    and `initial_scale` and
-    `rebalance_scale` in units of `sqrt(||X||_2)`, with `||X||_2` estimated from `A*(y)`; `relative=False` takes them as
-    they are. Gradients are divided by the operator's mean-square gain in both cases (one for `Identity`).
+    and `initial_scale` and `rebalance_scale` in units of `sqrt(||X||_2)`, with `||X||_2` estimated from `A*(y)`;
+    `relative=False` takes them as they are. Gradients are divided by the operator's mean-square gain in both cases (one
+    for `Identity`).
 
     Attributes:
         step_size: eta, default 0.25; leave unset when `optimizer` is given.

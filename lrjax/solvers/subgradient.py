@@ -37,10 +37,9 @@ class SubgradientMethod:
     convergence is linear; over-specified, the error ends at a floor proportional to `initial_scale`.
 
     Units, which are constants to autodiff: with `relative=True` (default) a step of size 1 means `1 / g`, `g` the
-    root-mean-square gain of one
-    measurement, and residual-driven rules are relative to the same statistic of `y`, so that the defaults do not depend
-    on how the data are scaled. `relative=False` takes step and `initial_scale` as they are, as papers do (Gaussian
-    measurement matrices with unit entries).
+    root-mean-square gain of one measurement, and residual-driven rules are relative to the same statistic of `y`, so
+    that the defaults do not depend on how the data are scaled. `relative=False` takes step and `initial_scale` as they
+    are, as papers do (Gaussian measurement matrices with unit entries).
 
     Attributes:
         step_size: a rule of `lrjax.step_sizes`, or a number for a constant step. Default: `ResidualQuantile()`; on
