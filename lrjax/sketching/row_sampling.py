@@ -438,7 +438,7 @@ def mixed_scores(*scores: jax.Array) -> jax.Array:
         ValueError: no scores; shapes or dtypes that differ; negative or non-finite values.
     """
     if not scores:
-        raise ValueError("mixed_scores needs one vector of scores or more; got none")
+        raise ValueError("mixed_scores needs at least one vector of scores; got none")
     checked = [_check_scores(f"scores {i}", value) for i, value in enumerate(scores)]
     kinds = {(value.shape, str(value.dtype)) for value in checked}
     if len(kinds) > 1:
