@@ -169,8 +169,8 @@ _TABLE = [
     ("operators/coupled.py", "values = values.at[self.source]", "values = values.at[self.source[::-1]]", "gauss_newton",
      "one_step"),
     # --- sketching ---
-    ("sketching/_direct.py", "size = jnp.hypot(sigma, jnp.sqrt(level))", "size = jnp.hypot(sigma, level)", SMALL,
-     "augmented_system"),
+    ("sketching/_direct.py", "size = jnp.hypot(sigma, jnp.sqrt(level))", "size = jnp.hypot(sigma, level)", LSTSQ,
+     "finite_differences and wide"),
     ("sketching/_normal.py", "scale = level[:, None] ** 2 + mu[None, :]", "scale = level[:, None] ** 2", LSTSQ,
      "backward or accurate"),
     ("sketching/_normal.py", "weigh(weights, b - forward(a, x))) - ridge[:, None] * x",
