@@ -170,7 +170,7 @@ def test_a_start_that_is_not_finite_is_not_repaired():
     """Also where the first step would lead to finite numbers."""
     problem = lr.Problem(operators.Identity(matrix_shape=(5, 4)), jnp.ones(20))
     solution = lr.solve(problem, Fixed(values=jnp.array([jnp.nan, 1.0, 1.0])), KEY, num_steps=2)
-    assert (int(solution.status), int(solution.num_steps)) == (status.NONFINITE, 0)
+    assert (int(solution.status), int(solution.num_steps)) == (status.INVALID, 0)
 
 
 def test_one_number_that_is_not_finite_is_enough():

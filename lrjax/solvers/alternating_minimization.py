@@ -26,7 +26,7 @@ DEFAULT_CG_STEPS = 5
 DEFAULT_SKETCHED_STEPS = 6
 
 # A residual that is known to rounding tells a stationary point to the root of that: moves of so many roots of epsilon.
-SETTLED = 4.0
+SETTLED = 0.5
 # Bounds the over-relaxation factor by 1.47: far from the solution the rate says little about the best one.
 LARGEST_MU_SQUARED = 0.9
 

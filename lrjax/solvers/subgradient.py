@@ -55,6 +55,8 @@ class SubgradientMethod:
         max_rank: columns of the factors.
         symmetric: `X = U U^T`.
         relative: units, see above.
+        unit: what `initial_scale` is measured in, where that is absolute. `lrjax.solve` sets it when it measures in
+            units of the data.
         check_budget: refuse geometric schedules whose sum is too small for the start to grow: the lane stops at once
             with status `SCHEDULE_TOO_SHORT` instead of freezing near zero.
 
@@ -79,6 +81,7 @@ class SubgradientMethod:
     initial_scale: float | jax.Array | None = None
     hidden_scale: float | jax.Array | None = None
     tolerance: float | jax.Array | None = None
+    unit: float | jax.Array = 1.0
     rank: int | jax.Array | None = None
     max_rank: int = jax.tree.static(kw_only=False)
     symmetric: bool = jax.tree.static(default=False)
@@ -103,16 +106,17 @@ class SubgradientMethod:
         """Scales of the clear directions, and of the hidden ones relative to them."""
         entrywise, dtype = problem.operator.entrywise, problem.y.dtype
         alpha = (1.0 if entrywise else 1e-5) if self.initial_scale is None else self.initial_scale
-        hidden = (1.0 if entrywise else alpha) if self.hidden_scale is None else self.hidden_scale
+        hidden = (1.0 if entrywise else alpha * self.unit) if self.hidden_scale is None else self.hidden_scale
         return jnp.asarray(alpha, dtype), jnp.asarray(hidden, dtype)
 
     def in_units(self, units: Units) -> "SubgradientMethod | None":
         """Start and step rule, if they are absolute, and Polyak's optimum in units of the data."""
         rule, known = _common.rule_in_units(self.step_size, units, relative=self.relative)
-        alpha = self.initial_scale
-        if alpha is not None and not self.relative:
-            alpha = alpha / units.factor
-        return replace(self, step_size=rule, initial_scale=alpha) if known else None
+        if not known:
+            return None
+        if self.relative or self.initial_scale is None:
+            return replace(self, step_size=rule)
+        return replace(self, step_size=rule, initial_scale=self.initial_scale / units.factor, unit=units.factor)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> FirstOrderState:
         """The start: `initial_scale` times the factors of the sign-spectral matrix, or given factors."""
@@ -140,7 +144,7 @@ class SubgradientMethod:
             weakest = jnp.where(weakest > 0, weakest, 1)
             # The i-th direction grows by exp(2 lambda_i(C) total), or exp(lambda_i total) with untied factors.
             growth = (2 if self.symmetric else 1) * unit * weakest
-            needed = jnp.log(1 / alpha) / growth * (1 - rule.decay)
+            needed = jnp.log(1 / (alpha * self.unit)) / growth * (1 - rule.decay)
             reference = jnp.maximum(1.5 * needed, 0.3)
             if factors is None and self.check_budget and rule.value is not None:
                 budget_ok = rule.value >= needed
