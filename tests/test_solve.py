@@ -486,11 +486,12 @@ def ratings(seed=0, shape=(60, 50), noise=0.3):
     return rows, cols, values, clean
 
 
-def test_biases_are_fitted_together_with_the_factors():
+def test_biases_are_fitted_together_with_the_factors(x64):
     """Against dense NumPy: block coordinate descent on the same penalised least squares."""
     rows, cols, values, clean = ratings()
+    values = values.astype(np.float64)
     ridge, rank, shape = 2.0, 2, clean.shape
-    done = lr.complete(rows, cols, values, shape, rank=rank, key=KEY, ridge=ridge, biases=True, num_steps=200)
+    done = lr.complete(rows, cols, values, shape, rank=rank, key=KEY, ridge=ridge, biases=True, num_steps=1000)
     y, mask = np.zeros(shape), np.zeros(shape, bool)
     y[rows, cols], mask[rows, cols] = values - values.mean(), True
     left = np.random.default_rng(1).standard_normal((shape[0], rank))
@@ -510,8 +511,8 @@ def test_biases_are_fitted_together_with_the_factors():
         left, b = half(right, y, mask, c)
     expected = values.mean() + left @ right.T + b[:, None] + c[None, :]
     grid = np.indices(shape)
-    np.testing.assert_allclose(done.predict(*grid), expected, atol=2e-3)
-    np.testing.assert_allclose(done.row_bias, b, atol=2e-3)
+    np.testing.assert_allclose(done.predict(*grid), expected, atol=1e-5)
+    np.testing.assert_allclose(done.row_bias, b, atol=1e-5)
     assert done.factors.max_rank == rank
 
 
