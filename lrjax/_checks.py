@@ -19,8 +19,8 @@ def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:
     (text, floats, booleans) is a mistake.
     """
     pair = [_integer(n) for n in shape] if isinstance(shape, (tuple, list)) or _is_vector(shape) else []
-    if len(pair) != 2 or any(n is None or n < 1 for n in pair):
-        raise ValueError(f"{name} must be two positive integers (rows, columns); got {shape!r}")
+    if len(pair) != 2 or any(n is None or not 1 <= n < 2**31 for n in pair):
+        raise ValueError(f"{name} must be two positive integers (rows, columns) below 2^31; got {shape!r}")
     return pair[0], pair[1]  # type: ignore[return-value]
 
 
@@ -122,6 +122,20 @@ def number(
         return array.astype(dtype)
     # Not through JAX, which would warn of a narrower type itself.
     return jnp.asarray(_narrowed(name, np.asarray(array), np.dtype(dtype)))
+
+
+def host_number(
+    name: str, value: Any, *, low: float | None = None, high: float | None = None, open_low: bool = False
+) -> float:
+    """One real number as a Python float, for what is computed outside of traced code.
+
+    Raises:
+        ValueError: naming `name`, for anything else, a traced number too, and for what lies outside of the range.
+    """
+    if value is None or isinstance(value, Tracer):
+        raise ValueError(f"{name} must be one number, known outside of jit; got {value!r}")
+    check_range(name, value, low=low, high=high, open_low=open_low)
+    return float(np.asarray(value))
 
 
 def check_indices(name: str, value: Any, bound: int) -> Any:
@@ -234,6 +248,14 @@ def real_array(name: str, value: Any) -> jax.Array:
     return as_array(name, array)
 
 
+def single_or_double(name: str, value: Any, *, complex_too: bool = False) -> Any:
+    """`value` itself, if its dtype is one that LAPACK computes in."""
+    if value.dtype in (jnp.float32, jnp.float64) or (complex_too and value.dtype in (jnp.complex64, jnp.complex128)):
+        return value
+    seen = jax.dtypes.canonicalize_dtype(value.dtype)
+    raise ValueError(f"{name} has dtype {seen}; expected float32 or float64: cast it first")
+
+
 def check_finite(name: str, array: Any) -> None:
     """Raises a `ValueError` if a concrete `array` holds NaN or infinity; a traced one cannot be looked at."""
     if (host := host_value(array)) is not None and not np.isfinite(host).all():
@@ -263,12 +285,22 @@ def check_key(key: Any) -> None:
 def check_range(
     name: str, value: Any, *, low: float | None = None, high: float | None = None, open_low: bool = False
 ) -> None:
-    """Raises a `ValueError` if a concrete number (or any element of an array) lies outside `[low, high]`."""
-    if value is None or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
+    """Raises a `ValueError` unless `value` is `None`, traced, or one real number in `[low, high]`."""
+    if value is None or isinstance(value, Tracer):
         return
-    array = np.asarray(value)
-    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+    array = host_value(host_array(name, value))
+    if array is not None and (array.shape != () or np.iscomplexobj(array) or array.dtype == bool):
         raise ValueError(f"{name} must be a real number; got {value!r}")
+    check_elements(name, array, low=low, high=high, open_low=open_low)
+
+
+def check_elements(
+    name: str, array: Any, *, low: float | None = None, high: float | None = None, open_low: bool = False
+) -> None:
+    """Raises a `ValueError` if an element of a concrete real array lies outside `[low, high]`."""
+    value, array = array, host_value(array)
+    if array is None:
+        return
     good = np.isfinite(array)
     if low is not None:
         good &= (array > low) if open_low else (array >= low)

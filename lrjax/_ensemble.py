@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_finite, check_key, check_range, real_array
+from lrjax._checks import check_count, check_finite, check_key, number, real_array
 from lrjax._pytree import pytree
 from lrjax._solve import solve
 from lrjax._units import unit_of
@@ -95,8 +95,8 @@ def complete_ensemble(
     values = real_array("values", values)
     rank, num_steps = check_count("rank", rank), check_count("num_steps", num_steps)
     num_members = check_count("num_members", num_members, minimum=2)
-    check_range("ridge", ridge, low=0)
-    check_range("drop", drop, low=0, high=0.99)
+    ridge = number("ridge", ridge, values.dtype, low=0)
+    drop = number("drop", drop, values.dtype, low=0, high=0.99)
     operator = EntryMask.from_mask(mask)
     if rank > min(operator.shape):
         raise ValueError(f"rank must be at most min(shape) = {min(operator.shape)}; got {rank}")

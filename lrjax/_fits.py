@@ -4,12 +4,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrjax._checks import check_choice, check_range, on_host
+from lrjax._checks import check_choice, host_number, on_host
 
 _RESAMPLES = 1000
 _LEAST_STEPS = 5
 # Successes and failures added at each level.
 _PRIOR = 0.1
+# Above, not every count is a float.
+_MOST_TRIALS = 2**53
 
 
 class RateFit(NamedTuple):
@@ -71,8 +73,8 @@ def fit_rate(
         raise ValueError(f"errors has shape {np.shape(errors)} and steps {steps.shape}; expected (trials, T) and (T,)")
     if not (np.isfinite(steps).all() and (np.diff(steps) >= 0).all()):
         raise ValueError("steps must be finite and must not fall")
-    check_range("start", start, low=0, high=1, open_low=True)
-    check_range("floor", floor, low=0)
+    start = host_number("start", start, low=0, high=1, open_low=True)
+    floor = None if floor is None else host_number("floor", floor, low=0)
     kinds = ("linear", "sublinear") if kind == "auto" else (kind,)
     fits = [fit for fit in (_fit(curves, steps, which, start, floor) for which in kinds) if fit is not None]
     if not fits:
@@ -169,8 +171,8 @@ def fit_transition(levels: Any, successes: Any, num_trials: Any) -> TransitionFi
         raise ValueError(f"levels has shape {levels.shape} and successes {successes.shape}; expected (L,) alike, L > 1")
     if not np.isfinite(levels).all() or levels.min() == levels.max():
         raise ValueError(f"levels are {levels.tolist()}; expected finite numbers, at least two of them different")
-    if trials.shape not in ((), levels.shape) or not (trials >= 1).all() or np.isinf(trials).any():
-        raise ValueError(f"num_trials is {trials.tolist()}; expected one count of at least 1, or one for each level")
+    if trials.shape not in ((), levels.shape) or not ((trials >= 1) & (trials <= _MOST_TRIALS)).all():
+        raise ValueError(f"num_trials is {trials.tolist()}; expected a count from 1 to 2^53, or one for each level")
     trials = np.broadcast_to(trials, levels.shape)
     if not ((successes >= 0) & (successes <= trials)).all():
         raise ValueError(f"successes are {successes.tolist()}; expected 0 to num_trials = {trials.tolist()}")

@@ -66,6 +66,8 @@ def axes(grid: Mapping[str, Sequence[Any]], static: Sequence[str]) -> dict[str, 
         raise ValueError(f"grid is a {type(grid).__name__}; expected a dictionary from axis names to values")
     if isinstance(static, str):
         raise ValueError(f"static is the text {static!r}; expected a sequence of axis names, such as ({static!r},)")
+    if not isinstance(static, (list, tuple)) or not all(isinstance(name, str) for name in static):
+        raise ValueError(f"static is {static!r}; expected a tuple or list of axis names")
     if unknown := [name for name in static if name not in grid]:
         raise ValueError(f"static names {unknown[0]!r}; grid has {list(grid)}")
     if len(set(static)) < len(static):

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_finite, check_key, real_array
+from lrjax._checks import as_array, check_count, check_finite, check_key, number, real_array
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg import guarded
@@ -46,7 +46,7 @@ class StateSpace:
 
     def frequency_response(self, frequencies: Any) -> jax.Array:
         """`c (exp(i w) - a)^-1 b + d` at angular frequencies `w (q,)`; `(q, p, m)`, complex."""
-        w = jnp.asarray(frequencies, self.a.dtype)
+        w = _real("frequencies", frequencies, self.a.dtype)
         if w.ndim != 1:
             raise ValueError(f"frequencies must have shape (q,); got {w.shape}")
         z = jax.lax.complex(jnp.cos(w), jnp.sin(w))
@@ -72,7 +72,9 @@ class StateSpace:
             output_noise: the same for the outputs.
         """
         check_key(key)
-        inputs = jnp.asarray(inputs, self.a.dtype)
+        inputs = _real("inputs", inputs, self.a.dtype)
+        state_noise = number("state_noise", state_noise, self.a.dtype, low=0)
+        output_noise = number("output_noise", output_noise, self.a.dtype, low=0)
         if inputs.ndim != 3 or inputs.shape[2] != self.b.shape[1]:
             raise ValueError(f"inputs must have shape (N, T, {self.b.shape[1]}); got {inputs.shape}")
         key_state, key_output = jax.random.split(key)
@@ -81,11 +83,18 @@ class StateSpace:
 
         def step(x, read):
             key, u = read
-            noise = jnp.asarray(state_noise, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
+            noise = state_noise * jax.random.normal(key, x.shape, x.dtype)
             return matmul(x, self.a.T) + matmul(u, self.b.T) + noise, matmul(x, self.c.T) + matmul(u, self.d.T)
 
         y = jax.lax.scan(step, start, (jax.random.split(key_state, u.shape[0]), u))[1].transpose(1, 0, 2)
-        return y + jnp.asarray(output_noise, y.dtype) * jax.random.normal(key_output, y.shape, y.dtype)
+        return y + output_noise * jax.random.normal(key_output, y.shape, y.dtype)
+
+
+def _real(name: str, value: Any, dtype: Any) -> jax.Array:
+    array = as_array(name, value)
+    if jnp.iscomplexobj(array):
+        raise ValueError(f"{name} must be real; got dtype {array.dtype}")
+    return array.astype(dtype)
 
 
 def markov_parameters(inputs: jax.Array, outputs: jax.Array, key: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import loop, status
-from lrjax._checks import check_count, check_finite, check_range, number, real_array
+from lrjax._checks import check_count, check_finite, number, real_array
 from lrjax._pytree import map_floats, pytree
 from lrjax._units import exponent, norm, power
 from lrjax.factors import Factors, as_factors, best_rank, difference_norm
@@ -133,8 +133,8 @@ def rank_projected_descent(
     num_steps, record_every = check_count("num_steps", num_steps), check_count("record_every", record_every)
     if num_steps % record_every:
         raise ValueError(f"num_steps must be a multiple of record_every; got {num_steps} and {record_every}")
-    check_range("tolerance", tolerance, low=0)
-    tolerance = jnp.asarray(50 * jnp.finfo(matrix.dtype).eps if tolerance is None else tolerance, matrix.dtype)
+    tolerance = 50 * float(jnp.finfo(matrix.dtype).eps) if tolerance is None else tolerance
+    tolerance = number("tolerance", tolerance, matrix.dtype, low=0)
     # A `Partial` is a pytree: its arrays are arguments of the program, and a plain function is part of it.
     as_argument = lambda f: f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)
     if callable(step_size):
@@ -200,9 +200,9 @@ def project(matrix: jax.Array, rank: int) -> Factors:
     unit = power(exponent(matrix) // 2, matrix.dtype)
     matrix = matrix / unit / unit
     if matrix.shape[0] >= matrix.shape[1]:
-        found = best_rank(as_factors(matrix), rank)
+        found = best_rank(as_factors("matrix", matrix), rank)
         return Factors(found.left * unit, found.right * unit)
-    found = best_rank(as_factors(matrix.T), rank)
+    found = best_rank(as_factors("matrix", matrix.T), rank)
     return Factors(found.right * unit, found.left * unit)
 
 

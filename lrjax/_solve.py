@@ -161,9 +161,10 @@ def _prepare(problem, solver, key, init, truth):
                 raise ValueError("a symmetric solver needs init with equal left and right factors")
     if truth is not None:
         if not isinstance(truth, Factors):
-            if jnp.shape(truth) != problem.shape:
-                raise ValueError(f"truth must be Factors or have shape {problem.shape}; got {jnp.shape(truth)}")
-            truth = as_factors(truth)
+            truth = as_array("truth", truth)
+            if truth.shape != problem.shape:
+                raise ValueError(f"truth must be Factors or have shape {problem.shape}; got {truth.shape}")
+            truth = as_factors("truth", truth)
         truth = _check_factors("truth", truth, problem, dtype)
     return problem, cast_floats(solver, dtype), init, truth
 

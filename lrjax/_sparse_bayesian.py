@@ -138,15 +138,16 @@ def sparse_bayesian(
     check_finite("y", y)
     check_choice("method", method, METHODS)
     num_steps = check_count("num_steps", num_steps)
-    check_range("tolerance", tolerance, low=0)
     check_range("pruning", pruning, low=0, high=0.5)
     real = jnp.finfo(dtype).dtype
     cast = lambda value: jnp.asarray(value, real)
     learn = noise_variance is None
     noise = None if learn else number("noise_variance", noise_variance, real, low=0, open_low=True)
-    shares = {name: cast(share if pruning is None else pruning) for name, share in _PRUNING.items()}
+    pruning = None if pruning is None else number("pruning", pruning, real)
+    shares = {name: cast(share) if pruning is None else pruning for name, share in _PRUNING.items()}
     tensor = y.reshape(operator.measured_shape)
-    return _run(operator.matrices, tensor, noise, cast(tolerance), shares, method=method, num_steps=num_steps)
+    tolerance = number("tolerance", tolerance, real, low=0)
+    return _run(operator.matrices, tensor, noise, tolerance, shares, method=method, num_steps=num_steps)
 
 
 @partial(jax.jit, static_argnames=("method", "num_steps"))

@@ -191,6 +191,8 @@ def supervised_dictionary(
     labels = _labels(labels, features.shape[0], num_classes)
     covariates = _covariates(covariates, features)
     kinds = num_classes - 1
+    if not balance and step_size is None:
+        _check_scale(scale, features, ridge)
     start = None if init is None else _check_init(init, features, covariates, kinds)
     data = _Data(features, labels, covariates, reconstruction, ridge, scale)
     data, default, stacked, gamma = _prepare(data, start, form=form, kinds=kinds, balance=balance)
@@ -219,6 +221,17 @@ def _check_squares(features: jax.Array, reconstruction: jax.Array) -> None:
             f"features must have squares that {host.dtype} holds; the largest is {top:.3g}. Divide them by their "
             "spread (and multiply reconstruction by its square)"
         )
+
+
+def _check_scale(scale: jax.Array, features: jax.Array, ridge: jax.Array) -> None:
+    """Steps are as long as `scale^2` over the largest curvature: refused where that leaves the range of the dtype."""
+    known = [host_value(x) for x in (scale, features, ridge)]
+    if any(x is None for x in known):
+        return
+    c, x, nu = (np.asarray(x, np.float64) for x in known)
+    step, limits = c**2 / (x.size * max(np.abs(x).max(), 1) ** 2 + nu), np.finfo(features.dtype)
+    if not (c**2 < limits.max and step > limits.tiny):
+        raise ValueError(f"scale must have a square that {features.dtype} holds, and steps with it; got {c:.3g}")
 
 
 def _labels(labels: Any, n: int, num_classes: int) -> jax.Array:

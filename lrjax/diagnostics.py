@@ -17,6 +17,7 @@ from lrjax._checks import (
     number,
     on_host,
     real_array,
+    single_or_double,
 )
 from lrjax._fits import RateFit as RateFit
 from lrjax._fits import TransitionFit as TransitionFit
@@ -264,7 +265,7 @@ def coherence(x: Factors | jax.Array, *, rank: int | None = None) -> tuple[jax.A
         >>> round(float(left), 3), round(float(right), 3)
         (1.0, 1.0)
     """
-    u, _, v = as_factors(x).svd()
+    u, _, v = _svd(x)
     rank = u.shape[1] if rank is None else check_count("rank", rank)
     if rank > u.shape[1]:
         raise ValueError(f"rank is {rank}; expected at most the {u.shape[1]} singular vectors there are")
@@ -289,8 +290,15 @@ def effective_rank(x: Factors | jax.Array, *, kind: str = "entropy") -> jax.Arra
         3.0
     """
     check_choice("kind", kind, ("entropy", "stable"))
-    values = as_factors(x).svd()[1]
+    values = _svd(x)[1]
     if kind == "stable":
         return jnp.sum((values / jnp.max(values)) ** 2)
     share = values / jnp.sum(values)
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0)))
+
+
+def _svd(x: Factors | jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x = as_factors("x", x)
+    for part in (x.left, x.right):
+        single_or_double("x", part, complex_too=True)
+    return x.svd()

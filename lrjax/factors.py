@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrjax import _units
-from lrjax._checks import as_array, check_indices
+from lrjax._checks import as_array, check_indices, single_or_double
 from lrjax._pytree import positional_pytree
 from lrjax.linalg import guarded
 
@@ -65,6 +66,10 @@ class Factors:
         """
         rows, cols = check_indices("rows", rows, self.shape[0]), check_indices("cols", cols, self.shape[1])
         left, right = self._arrays()
+        try:
+            np.broadcast_shapes(rows.shape, cols.shape)
+        except ValueError:
+            raise ValueError(f"rows {rows.shape} and cols {cols.shape} must have shapes that broadcast") from None
         return jnp.sum(left[..., rows, :] * right[..., cols, :], axis=-1)
 
     def _arrays(self) -> tuple[jax.Array, jax.Array]:
@@ -73,11 +78,13 @@ class Factors:
 
     def matmul(self, v: jax.Array) -> jax.Array:
         """`X @ v` for `v` of shape `(n2,)` or `(n2, q)`."""
-        return matmul(self.left, matmul(self.right.T, v))
+        left, right = self._arrays()
+        return matmul(left, matmul(right.T, _columns("v", v, self.shape[1])))
 
     def rmatmul(self, u: jax.Array) -> jax.Array:
         """`X.T @ u` for `u` of shape `(n1,)` or `(n1, q)`."""
-        return matmul(self.right, matmul(self.left.T, u))
+        left, right = self._arrays()
+        return matmul(right, matmul(left.T, _columns("u", u, self.shape[0])))
 
     def svd(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Thin SVD `(u, s, v)` with `X = u @ diag(s) @ v.T`, by QR of both factors and a small SVD.
@@ -92,6 +99,8 @@ class Factors:
     def _triangular(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """QR of both factors, one after the other: batched LAPACK calls at once may wait for each other for ever."""
         left, right = self._arrays()
+        single_or_double("left", left, complex_too=True)
+        single_or_double("right", right, complex_too=True)
         q_left, r_left = guarded.qr(left)
         q_right, r_right = guarded.qr(right + 0 * r_left[:1, :1])
         return q_left, r_left, q_right, r_right
@@ -118,6 +127,13 @@ class Factors:
         Differentiable wherever `X` is not zero, zero columns of the factors included; at zero the derivative is zero.
         """
         return _norm(Factors(*self._arrays()))
+
+
+def _columns(name: str, value: Any, n: int) -> jax.Array:
+    value = as_array(name, value)
+    if value.ndim not in (1, 2) or value.shape[0] != n:
+        raise ValueError(f"{name} must have shape ({n},) or ({n}, q); got {value.shape}")
+    return value
 
 
 @jax.custom_jvp
@@ -214,13 +230,13 @@ def difference_norm(a: Factors, b: Factors) -> jax.Array:
     return Factors(left, jnp.concatenate([a.right, b.right], axis=1)).norm()
 
 
-def as_factors(x: "Factors | jax.Array") -> Factors:
+def as_factors(name: str, x: "Factors | jax.Array") -> Factors:
     """`x` itself, or a dense `(n1, n2)` matrix as `x @ I.T`; NumPy's arrays as JAX's."""
     if isinstance(x, Factors):
         return Factors(*x._arrays())
-    x = as_array("matrix", x)
+    x = as_array(name, x)
     if x.ndim != 2:
-        raise ValueError(f"expected lrjax.Factors or a matrix (n1, n2); got an array of shape {x.shape}")
+        raise ValueError(f"{name} must be lrjax.Factors or a matrix (n1, n2); got an array of shape {x.shape}")
     return Factors(x, jnp.eye(x.shape[1], dtype=x.dtype))
 
 
@@ -236,7 +252,7 @@ def relative_error(estimate: Factors | jax.Array, truth: Factors | jax.Array) ->
     Raises:
         ValueError: the shapes differ.
     """
-    estimate, truth = as_factors(estimate), as_factors(truth)
+    estimate, truth = as_factors("estimate", estimate), as_factors("truth", truth)
     if estimate.shape != truth.shape:
         raise ValueError(f"estimate and truth must have one shape; got {estimate.shape} and {truth.shape}")
     zero = Factors(jnp.zeros_like(truth.left), truth.right)

@@ -20,8 +20,8 @@ def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
         b: `(n, j)` with `j <= k`, full column rank.
     """
     a, b = as_array("a", a), as_array("b", b)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0] or b.shape[1] > a.shape[1]:
-        raise ValueError(f"a (n, k) and b (n, j) need one n and j <= k; got {a.shape} and {b.shape}")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0] or not 0 < b.shape[1] <= a.shape[1]:
+        raise ValueError(f"a (n, k) and b (n, j) need one n and 0 < j <= k; got {a.shape} and {b.shape}")
     qa, qb = guarded.qr(a)[0], guarded.qr(b)[0]
     # The part of B outside A, not sqrt(1 - cos^2): small angles keep all their digits.
     return guarded.spectral_norm(qb - matmul(qa, matmul(qa.T, qb)))

@@ -18,6 +18,7 @@ from lrjax._checks import (
     check_range,
     check_shape,
     float_dtype,
+    host_number,
     number,
     real_array,
 )
@@ -330,7 +331,7 @@ def sampled_entries(
     count = check_count("num_entries", num_entries)
     min_per_line = check_count("min_per_line", min_per_line, minimum=0)
     check_choice("sampling", sampling, SAMPLINGS)
-    check_range("noise", noise, low=0)
+    noise = host_number("noise", noise, low=0)
     if count > n1 * n2 // 2:
         raise ValueError(f"num_entries must be at most half of the {n1 * n2} entries; got {count}")
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))).tolist())
@@ -363,7 +364,7 @@ def sampled_entries(
         [np.asarray(truth.entries(rows[i : i + 2**20], cols[i : i + 2**20])) for i in range(0, count, 2**20)]
     )
     if noise:
-        size = float(noise) * float(_root_mean_square(jnp.asarray(values)))
+        size = noise * float(_root_mean_square(jnp.asarray(values)))
         values = values + np.asarray(size * rng.standard_normal(count), values.dtype)
     return rows, cols, values
 
@@ -384,8 +385,7 @@ def large_completion(
     n1, n2 = check_shape(shape)
     key_truth, key_entries = jax.random.split(key)
     truth = low_rank(key_truth, shape, rank, condition_number=condition_number, dtype=dtype)
-    check_range("oversampling", oversampling, low=0, open_low=True)
-    count = round(oversampling * rank * (n1 + n2 - rank))
+    count = round(host_number("oversampling", oversampling, low=0, open_low=True) * rank * (n1 + n2 - rank))
     rows, cols, values = sampled_entries(key_entries, truth, count, sampling=sampling, noise=noise)
     operator, y = SampledEntries.build(rows, cols, values, shape)
     return Problem(operator, y), truth

@@ -4,10 +4,7 @@ import math
 import sys
 from typing import Any
 
-import numpy as np
-from jax.core import Tracer
-
-from lrjax._checks import check_range
+from lrjax._checks import host_number
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
@@ -30,8 +27,8 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
         >>> f"{lr.private.gaussian_delta(1.0, 1 / 3.731):.1e}"
         '1.0e-05'
     """
-    epsilon = _number("epsilon", epsilon, low=0)
-    mu = _number("mu", mu, low=0, open_low=True)
+    epsilon = host_number("epsilon", epsilon, low=0)
+    mu = host_number("mu", mu, low=0, open_low=True)
     first = _normal_cdf(mu / 2 - epsilon / mu)
     second = _normal_cdf(-mu / 2 - epsilon / mu)
     return first if epsilon > 500 else max(first - math.exp(epsilon) * second, 0.0)
@@ -57,7 +54,7 @@ def gaussian_noise(epsilon: float, delta: float, *, sensitivity: float = 1.0) ->
         3.731
     """
     epsilon, delta = check_budget(epsilon, delta)
-    sensitivity = _number("sensitivity", sensitivity, low=0, open_low=True)
+    sensitivity = host_number("sensitivity", sensitivity, low=0, open_low=True)
     # gaussian_delta grows with mu, from zero to one.
     low, high = 0.0, 1.0
     while gaussian_delta(epsilon, high) < delta:
@@ -83,16 +80,8 @@ def _normal_cdf(x: float) -> float:
     return 0.5 * math.erfc(-x / math.sqrt(2))
 
 
-def _number(name: str, value: Any, **bounds: Any) -> float:
-    """One number as a Python float, in whose precision all is computed whatever its own was."""
-    if value is None or isinstance(value, Tracer) or np.ndim(value):
-        raise ValueError(f"{name} must be one number, known outside of jit; got {value!r}")
-    check_range(name, value, **bounds)
-    return float(value)
-
-
 def check_budget(epsilon: Any, delta: Any) -> tuple[float, float]:
     """Raises a `ValueError` for a budget that cannot be met, or not be accounted for in double precision."""
-    return _number("epsilon", epsilon, low=0, high=500, open_low=True), _number(
+    return host_number("epsilon", epsilon, low=0, high=500, open_low=True), host_number(
         "delta", delta, low=1e-14, high=1 - 1e-14
     )

@@ -3,11 +3,10 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lrjax._checks import check_choice, check_count, check_finite, check_key, check_range, check_real
+from lrjax._checks import check_choice, check_count, check_finite, check_key, host_number, real_array
 from lrjax.factors import Factors
 from lrjax.private._accounting import check_budget, gaussian_noise
 from lrjax.private._sketch import LowRankSketch, gaussian_like
@@ -59,7 +58,7 @@ def noise_deviations(
         [True, True, True]
     """
     epsilon, delta = check_budget(epsilon, delta)
-    check_range("change", change, low=0, open_low=True)
+    change = host_number("change", change, low=0, open_low=True)
     check_choice("neighbours", neighbours, NEIGHBOURS)
     levels = check_count("num_releases", num_releases).bit_length()
     if isinstance(sketch.core, Tracer):
@@ -119,9 +118,10 @@ def perturbed_low_rank(
         True
     """
     check_key(key)
-    check_real("x", x)
+    x = real_array("x", x)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"x must have shape (n1, n2), neither zero; got {x.shape}")
     check_finite("x", x)
-    check_range("change", change, low=0, open_low=True)
+    change = host_number("change", change, low=0, open_low=True)
     deviation = gaussian_noise(epsilon, delta, sensitivity=change)
-    x = jnp.asarray(x)
     return low_rank(x + gaussian_like(key, deviation, x), rank)

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lrjax._checks import check_count, check_finite, check_key, check_range, check_shape
+from lrjax._checks import (
+    as_array,
+    check_count,
+    check_finite,
+    check_indices,
+    check_key,
+    check_range,
+    check_shape,
+    float_dtype,
+    host_array,
+    number,
+)
 from lrjax._pytree import pytree, replace
 from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
@@ -73,7 +84,7 @@ class LowRankSketch:
         wide = 3 * size if core_size is None else check_count("core_size", core_size)
         if wide < 2 * size:
             raise ValueError(f"core_size must be at least {2 * size}, twice the size; got {wide}")
-        dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+        dtype = float_dtype(dtype)
         if dtype not in (np.dtype("float32"), np.dtype("float64")):
             raise ValueError(f"dtype must be float32 or float64; got {dtype}")
         keys = jax.random.split(key, 4)
@@ -95,7 +106,7 @@ class LowRankSketch:
 
     def add(self, change: jax.Array) -> "LowRankSketch":
         """`X + change` for a dense `(n1, n2)` change."""
-        self._check("change", change, self.shape)
+        change = self._checked("change", change, self.shape)
         seen = matmul(self.core_left, change)
         return self._plus(matmul(change, self.column_map), matmul(self.row_map, change), matmul(seen, self.core_right))
 
@@ -105,7 +116,7 @@ class LowRankSketch:
         Indices out of range are refused outside of jit and ignored inside.
         """
         indices = self._indices("indices", indices, self.shape[0])
-        self._check("values", values, (indices.shape[0], self.shape[1]))
+        values = self._checked("values", values, (indices.shape[0], self.shape[1]))
         return self._plus(
             _scatter(matmul(values, self.column_map), indices, self.shape[0]),
             matmul(_columns(self.row_map, indices), values),
@@ -118,7 +129,7 @@ class LowRankSketch:
         cols = self._indices("cols", cols, self.shape[1])
         if rows.shape != cols.shape:
             raise ValueError(f"rows and cols must have one length; got {rows.shape} and {cols.shape}")
-        self._check("values", values, rows.shape)
+        values = self._checked("values", values, rows.shape)
         weighted = values[:, None] * _columns(self.core_right.T, cols).T
         return self._plus(
             _scatter(values[:, None] * _columns(self.column_map.T, cols).T, rows, self.shape[0]),
@@ -147,7 +158,7 @@ class LowRankSketch:
             ValueError: not one key, or not three deviations, each at least zero.
         """
         check_key(key)
-        check_deviations(deviations, self.core.dtype)
+        deviations = check_deviations(deviations, self.core.dtype)
         keys, parts = jax.random.split(key, 3), (self.columns, self.rows, self.core)
         return self._plus(*(gaussian_like(k, d, part) for k, d, part in zip(keys, deviations, parts, strict=True)))
 
@@ -178,19 +189,20 @@ class LowRankSketch:
     def _plus(self, columns: jax.Array, rows: jax.Array, core: jax.Array) -> "LowRankSketch":
         return replace(self, columns=self.columns + columns, rows=self.rows + rows, core=self.core + core)
 
-    def _check(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
-        if jnp.shape(value) != shape or jnp.result_type(value) != self.core.dtype:
-            seen = f"{jnp.shape(value)}, {jnp.result_type(value)}"
+    def _checked(self, name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
+        value = as_array(name, value)
+        if value.shape != shape or value.dtype != self.core.dtype:
+            seen = f"{value.shape}, {value.dtype}"
             raise ValueError(f"{name} must have shape {shape} and dtype {self.core.dtype}; got {seen}")
         check_finite(name, value)
+        return value
 
     def _indices(self, name: str, value: Any, bound: int) -> jax.Array:
-        value = jnp.asarray(value)
-        if value.ndim != 1 or not jnp.issubdtype(value.dtype, jnp.integer):
-            raise ValueError(f"{name} must be a vector of integers; got shape {value.shape}, {value.dtype}")
+        value = check_indices(name, value, bound)
+        if value.ndim != 1:
+            raise ValueError(f"{name} must be a vector of integers; got shape {value.shape}")
         if not isinstance(value, Tracer):
-            check_range(name, np.asarray(value), low=0, high=bound - 1)
-            return value
+            return as_array(name, value)
         # JAX counts negative indices from the end.
         value = value.astype(jnp.promote_types(value.dtype, jnp.int32))
         return jnp.where(value < 0, jnp.asarray(bound, value.dtype), value)
@@ -209,14 +221,18 @@ def check_maps(name: str, given: Any, like: LowRankSketch) -> None:
             raise ValueError(f"{name} must have been created with the same key, shape, sizes and dtype")
 
 
-def check_deviations(deviations: Any, dtype: Any) -> None:
-    """Raises a `ValueError` unless these are three numbers of at least zero, and not too small for the dtype."""
-    if not hasattr(deviations, "__len__") or len(deviations) != 3:
+def check_deviations(deviations: Any, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Three numbers of at least zero in `dtype`.
+
+    Raises:
+        ValueError: for anything else, and for what is too small for the dtype, where no noise would be left.
+    """
+    if not (isinstance(deviations, (list, tuple)) or jnp.ndim(host_array("deviations", deviations)) == 1):
         raise ValueError(f"deviations must be three numbers; got {deviations!r}")
-    check_range("deviations", deviations, low=0)
-    for value in deviations:
-        if not isinstance(value, Tracer) and float(value) > 0 and np.asarray(value, dtype) == 0:
-            raise ValueError(f"deviations must be zero or in the range of {dtype}, or no noise is left; got {value}")
+    if len(deviations) != 3:
+        raise ValueError(f"deviations must be three numbers; got {len(deviations)}")
+    first, second, third = (number(f"deviations[{i}]", deviations[i], dtype, low=0) for i in range(3))
+    return first, second, third
 
 
 def _columns(matrix: jax.Array, indices: jax.Array) -> jax.Array:

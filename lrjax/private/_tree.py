@@ -54,7 +54,7 @@ class TreeRelease:
         """
         check_key(key)
         levels = check_count("num_releases", num_releases).bit_length()
-        check_deviations(deviations, sketch.core.dtype)
+        checked = check_deviations(deviations, sketch.core.dtype)
         parts = (sketch.columns, sketch.rows, sketch.core)
         empty = tuple(jnp.zeros((levels, *part.shape), part.dtype) for part in parts)
         columns, rows, core = (jnp.zeros_like(part) for part in parts)
@@ -62,7 +62,7 @@ class TreeRelease:
             maps=replace(sketch, columns=columns, rows=rows, core=core),
             sums=empty,
             closed=empty,
-            deviations=jnp.asarray(deviations, sketch.core.dtype),
+            deviations=jnp.stack(checked),
             key=key,
             time=jnp.int32(0),
             num_releases=num_releases,

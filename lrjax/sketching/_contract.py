@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_key
+from lrjax._checks import as_array, check_count, check_key
 
 
 def check_sizes(key: Any, num_rows: Any, num_cols: Any) -> tuple[int, int]:
@@ -22,17 +22,9 @@ def check_dtype(dtype: Any) -> np.dtype:
     return dtype
 
 
-def single_or_double(name: str, value: Any) -> Any:
-    """`value` itself, if its dtype is one that LAPACK computes in."""
-    if value.dtype in (jnp.float32, jnp.float64):
-        return value
-    seen = jax.dtypes.canonicalize_dtype(value.dtype)
-    raise ValueError(f"{name} has dtype {seen}; expected float32 or float64: cast it first")
-
-
 def as_columns(name: str, value: Any, num_entries: int) -> jax.Array:
     """`value` as `(num_entries, k)`; real or complex."""
-    value = jnp.asarray(value)
+    value = as_array(name, value)
     if value.ndim not in (1, 2) or value.shape[0] != num_entries:
         raise ValueError(
             f"{name} has shape {value.shape}; expected ({num_entries},) or ({num_entries}, k) for this sketch"

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax._checks import _narrowed as narrowed
-from lrjax._checks import check_count, host_array, real_array
+from lrjax._checks import check_count, host_array, real_array, single_or_double
 from lrjax._pytree import is_concrete, pytree
 from lrjax.sketching import _direct, _normal
-from lrjax.sketching._contract import single_or_double
 from lrjax.sketching.sketches import GaussianSketch, RademacherSketch
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch
 from lrjax.sketching.transforms import SRDCT, SRHT, BlockSRHT, PooledSketch

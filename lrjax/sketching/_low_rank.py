@@ -6,13 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_finite, check_key, check_real, host_array, host_value, real_array
+from lrjax._checks import (
+    check_count,
+    check_finite,
+    check_key,
+    check_real,
+    host_array,
+    host_value,
+    real_array,
+    single_or_double,
+)
 from lrjax._units import exponent, shifted
 from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import attach_derivative, truncated_svd
 from lrjax.sketching import _inputs
-from lrjax.sketching._contract import single_or_double
 
 OVERSAMPLE = 10
 POWER_STEPS = 2

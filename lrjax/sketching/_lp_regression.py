@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import status
-from lrjax._checks import check_count, check_finite, check_key, check_range, real_array
+from lrjax._checks import check_count, check_finite, check_key, check_range, host_number, number, real_array
 from lrjax._pytree import pytree
 from lrjax._units import exponent, power, shifted
 from lrjax.sketching._units import least_norm
@@ -139,8 +139,7 @@ def lp_regression(
         >>> [round(float(value), 1) for value in result.x]
         [1.0, 2.0]
     """
-    check_range("p", p, low=1)
-    p = float(p)
+    p = host_number("p", p, low=1)
     a, b = _check_matrix("a", a), real_array("b", b)
     if b.shape != a.shape[:1] or a.dtype != b.dtype:
         raise ValueError(f"b is {b.dtype} of shape {b.shape}; expected {a.dtype} of shape {a.shape[:1]}, as a has it")
@@ -149,7 +148,7 @@ def lp_regression(
     check_range("tolerance", tolerance, low=0)
     if tolerance is None:
         tolerance = float(jnp.finfo(a.dtype).eps) ** (0.75 if p > 1 else 0.625)
-    tolerance = jnp.asarray(tolerance, a.dtype)
+    tolerance = number("tolerance", tolerance, a.dtype)
     if num_rows is None:
         if key is not None or not (isinstance(scores, str) and scores == "auto"):
             raise ValueError("key and scores are for samples; expected num_rows with them, or neither")

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_choice, check_count, check_key, check_real
+from lrjax._checks import check_choice, check_count, check_key, real_array
 from lrjax.factors import matmul
 
 METHODS = ("wta", "crs")
@@ -50,9 +50,7 @@ def sampled_matmul(x: jax.Array, y: jax.Array, num_samples: int, key: jax.Array,
         True
     """
     check_key(key)
-    check_real("x", x)
-    check_real("y", y)
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = real_array("x", x), real_array("y", y)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[0] or 0 in (*x.shape, *y.shape):
         raise ValueError(f"x and y must have shapes (n, m) and (m, q), none zero; got {x.shape} and {y.shape}")
     if x.dtype != y.dtype:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lrjax._pytree import pytree
 from lrjax._units import beyond, exponent, power, shifted
 from lrjax.linalg import guarded
-from lrjax.linalg.scaling import column_exponents
+from lrjax.linalg.scaling import SPREAD, column_exponents
 from lrjax.sketching import _normal
 from lrjax.sketching._normal import Scaled, mul
 
@@ -51,31 +51,10 @@ class Units:
         return shifted(norm, self.right + self.weights // 2)
 
 
-def choose(tops: jax.Array, b: jax.Array, even: jax.Array, ridge: jax.Array) -> Units:
-    """Units for columns whose largest entries, with weights divided by `2^even`, are `tops`."""
-    columns = column_exponents(tops)
-    # A ridge far above the matrix sets the unit: the solution is of its size then.
-    over = jnp.max(exponent(ridge) - 2 * columns) - even
-    raised = jnp.where(ridge > 0, jnp.maximum(beyond(over, tops.dtype), 0) // 2, 0)
-    limit = jnp.finfo(tops.dtype).maxexp - 2
-    return Units(
-        columns=jnp.minimum(columns + raised, limit), right=jnp.clip(exponent(b, 0), -limit, limit), weights=even
-    )
-
-
-def choose_wide(a: jax.Array, b: jax.Array, weights: jax.Array | None, even: jax.Array, ridge: jax.Array) -> Units:
-    """One unit for all columns: the least solution depends on theirs."""
-    tops = jnp.broadcast_to(jnp.max(column_tops(a, weights)), a.shape[1:])
-    return choose(tops, b, even, ridge)
-
-
-def weight_exponent(weights: jax.Array) -> jax.Array:
-    """An even power of two for the weights."""
-    return beyond(exponent(weights), weights.dtype) // 2 * 2
-
-
-def column_tops(a: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """The largest entry of each column of `sqrt(w) a`, `(d,)`.
+def choose(
+    a: jax.Array, weights: jax.Array | None, b: jax.Array, even: jax.Array, ridge: jax.Array, *, alike: bool = False
+) -> Units:
+    """Units for the columns of `sqrt(w) a`, with weights divided by `2^even`; `alike`: one for all of them.
 
     A pass over the rows costs up to a sixth of a solve. Where a sample of them shows columns of ordinary size that are
     alike, that is enough to know.
@@ -84,12 +63,28 @@ def column_tops(a: jax.Array, weights: jax.Array | None) -> jax.Array:
     root = None if weights is None else jax.lax.stop_gradient(jnp.sqrt(weights))
     a = jax.lax.stop_gradient(a)
     step = max(1, n // (_SAMPLE_ROWS * d))
-    of = lambda rows, root: jnp.max(jnp.abs(_normal.weigh(root, rows)), axis=0)
-    seen = of(a[::step], None if root is None else root[::step])
-    if step == 1:
-        return seen
-    usual = jnp.all(seen > 0) & jnp.all(column_exponents(seen) == 0)
-    return jax.lax.cond(usual, lambda: seen, lambda: of(a, root))
+    tops = lambda rows, root: jnp.max(jnp.abs(_normal.weigh(root, rows)), axis=0)
+    seen = tops(a[::step], None if root is None else root[::step])
+    limit, most = 2.0 ** (jnp.finfo(a.dtype).maxexp // 8), jnp.finfo(a.dtype).maxexp - 2
+
+    def found() -> jax.Array:
+        largest = seen if step == 1 else tops(a, root)
+        columns = column_exponents(jnp.broadcast_to(jnp.max(largest), (d,)) if alike else largest)
+        # A ridge far above the matrix sets the unit: the solution is of its size then.
+        over = jnp.max(exponent(ridge) - 2 * columns) - even
+        raised = jnp.where(ridge > 0, jnp.maximum(beyond(over, a.dtype), 0) // 2, 0)
+        return jnp.minimum(columns + raised, most)
+
+    # When `found` would give zeros.
+    low, high = jnp.min(seen), jnp.max(seen)
+    usual = (low * 2**SPREAD > high) & (low * limit > 1) & (high < limit) & (ridge < limit) & (even == 0)
+    columns = jax.lax.cond(usual, lambda: jnp.zeros(d, jnp.int32), found)
+    return Units(columns=columns, right=jnp.clip(exponent(b, 0), -most, most), weights=even)
+
+
+def weight_exponent(weights: jax.Array) -> jax.Array:
+    """An even power of two for the weights."""
+    return beyond(exponent(weights), weights.dtype) // 2 * 2
 
 
 def least_norm(x: jax.Array, basis: jax.Array, inverse: jax.Array, columns: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_range, real_array
+from lrjax._checks import check_count, host_number, real_array
 from lrjax._units import exponent, shifted
 from lrjax.sketching import _direct, _inputs, _normal
 from lrjax.sketching.least_squares import LstsqResult, lstsq
@@ -25,8 +25,8 @@ def coordinatewise_sketch_size(num_cols: int, epsilon: float, delta: float) -> i
         ValueError: `epsilon` or `delta` that is not positive, `delta` of 1 or more.
     """
     num_cols = check_count("num_cols", num_cols)
-    check_range("epsilon", epsilon, low=0, open_low=True)
-    check_range("delta", delta, low=0, high=1, open_low=True)
+    epsilon = host_number("epsilon", epsilon, low=0, open_low=True)
+    delta = host_number("delta", delta, low=0, high=1, open_low=True)
     z = NormalDist().inv_cdf(1 - delta / (2 * num_cols))
     return math.ceil(num_cols + 1 + num_cols * (z / epsilon) ** 2)
 

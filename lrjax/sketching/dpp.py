@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_finite, check_key, check_real, host_value
+from lrjax._checks import check_count, check_finite, check_key, host_value, real_array
 from lrjax.sketching.row_sampling import RowSample, _with_replacement
 
 _matmul = functools.partial(jnp.matmul, precision="highest")
@@ -115,8 +115,7 @@ def _weighted(indices: jax.Array, phi: jax.Array) -> RowSample:
 
 
 def _check_phi(phi: Any) -> jax.Array:
-    phi = jnp.asarray(phi)
-    check_real("phi", phi)
+    phi = real_array("phi", phi)
     if phi.ndim != 2 or not 1 <= phi.shape[1] <= phi.shape[0]:
         raise ValueError(f"phi has shape {phi.shape}; expected (N, m) with N >= m >= 1")
     check_finite("phi", phi)

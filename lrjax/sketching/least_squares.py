@@ -287,7 +287,7 @@ def _solve(
     else:
         even = jnp.int32(0)
     if a.shape[0] < a.shape[1]:
-        units = _units.choose_wide(a, columns, weights, even, ridge)
+        units = _units.choose(a, weights, columns, even, ridge, alike=True)
         right, level = units.right_side(columns), units.ridge(ridge)[0]
         dense = units.matrix(a).dense()
         x, factor = _direct.wide(*_direct.scale_rows(dense, right, weights), level)
@@ -302,8 +302,8 @@ def _solve(
         dense, short = isinstance(a, jax.Array), None
         if not dense:
             short = _inputs.sketched(draw(), a, weights)
-        tops = _units.column_tops(a, weights) if short is None else _units.column_tops(short, None)
-        units = _units.choose(tops, columns, even, ridge)
+        seen = (a, weights) if short is None else (short, None)
+        units = _units.choose(*seen, columns, even, ridge)
         scaled, right, level = units.matrix(a), units.right_side(columns), units.ridge(ridge)
         # Constants to autodiff: the derivative is attached below.
         fixed = jax.lax.stop_gradient((scaled, right, weights, level))

@@ -12,13 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_finite, check_key, check_range, host_value, real_array
+from lrjax._checks import (
+    check_count,
+    check_elements,
+    check_finite,
+    check_key,
+    check_range,
+    host_value,
+    number,
+    real_array,
+    single_or_double,
+)
 from lrjax._pytree import pytree
 from lrjax._units import power
 from lrjax.linalg import guarded
 from lrjax.linalg.rows import solve_rows
 from lrjax.linalg.scaling import column_exponents
-from lrjax.sketching._contract import as_columns, single_or_double
+from lrjax.sketching._contract import as_columns
 from lrjax.sketching.sparse import SparseSignSketch
 
 _SENSITIVITY_ROWS = 4000
@@ -133,7 +143,7 @@ def _check_scores(name: str, scores: Any) -> jax.Array:
     scores = real_array(name, scores)
     if scores.ndim != 1 or scores.size == 0:
         raise ValueError(f"{name} has shape {scores.shape}; expected (n,) with n at least 1")
-    check_range(name, scores, low=0)
+    check_elements(name, scores, low=0)
     return scores
 
 
@@ -327,7 +337,7 @@ def lewis_weights(a: jax.Array, p: float, *, num_steps: int = 30) -> jax.Array:
     check_range("p", p, low=0, high=4, open_low=True)
     if (host := host_value(p)) is not None and np.any(host >= 4):
         raise ValueError(f"p is {p!r}; expected p < 4: the iteration contracts by |p/2 - 1|. Use leverage scores")
-    return _lewis(a, jnp.asarray(p, a.dtype), check_count("num_steps", num_steps))
+    return _lewis(a, number("p", p, a.dtype), check_count("num_steps", num_steps))
 
 
 @functools.partial(jax.jit, static_argnums=2)

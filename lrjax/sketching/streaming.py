@@ -100,7 +100,7 @@ def lstsq_blocks(
         raise ValueError("blocks yielded nothing; expected at least one pair (a, b)")
     # The sketch shows of what size the columns are.
     level = jnp.asarray(ridge, short.dtype)
-    units = _units.choose(_units.column_tops(short, None), target, jnp.int32(0), level)
+    units = _units.choose(short, None, target, jnp.int32(0), level)
     level = units.ridge(level)
     x, factor = _direct.tall(units.matrix(short).dense(), units.right_side(target), None, level)
     norm = error = jnp.full(x.shape[1], jnp.nan, x.dtype)

@@ -563,7 +563,8 @@ _DIAGNOSTICS: dict[str, tuple[Callable, dict, dict]] = {
         },
     ),
     "fit_transition": (
-        lambda levels, successes, num_trials: lr.diagnostics.fit_transition(levels, successes, num_trials),
+        # The midpoint is NaN where the curve does not cross one half.
+        lambda levels, successes, num_trials: lr.diagnostics.fit_transition(levels, successes, num_trials)[1:],
         {"levels": just([0.1, 0.2, 0.3]), "successes": just([5, 3, 0]), "num_trials": just(5)},
         {
             "levels": odd_array((3,), traced=False),

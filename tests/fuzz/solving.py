@@ -253,7 +253,7 @@ def _asked(method: str, rows: Any, cols: Any = None, count: Any = None, **kw: An
 
 def _in_range(result: Any, given: dict) -> list[str]:
     """What was answered must be an answer: an index that is none must have been refused."""
-    for name in ("rows", "cols"):
+    for name in ("rows",) if given["method"] == "recommend" else ("rows", "cols"):
         value = recipes.build(given.get(name))
         array = None if value is None else np.asarray(value)
         if array is not None and array.size and array.dtype.kind not in "iu":
