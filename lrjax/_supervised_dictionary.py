@@ -13,6 +13,7 @@ from lrjax._checks import (
     check_choice,
     check_count,
     check_finite,
+    check_range,
     host_array,
     host_value,
     number,
@@ -186,13 +187,14 @@ def supervised_dictionary(
     reconstruction = number("reconstruction", reconstruction, dtype, low=0)
     ridge = number("ridge", (1.0 if form == "filter" else 0.1) if ridge is None else ridge, dtype, low=0)
     balance = scale is None
+    # Before JAX has it: under jit a number of the caller's would be traced from here on.
+    if not balance and step_size is None:
+        _check_scale(scale, features, ridge)
     scale = number("scale", 1 if scale is None else scale, dtype, low=0, open_low=True)
     _check_squares(features, reconstruction)
     labels = _labels(labels, features.shape[0], num_classes)
     covariates = _covariates(covariates, features)
     kinds = num_classes - 1
-    if not balance and step_size is None:
-        _check_scale(scale, features, ridge)
     start = None if init is None else _check_init(init, features, covariates, kinds)
     data = _Data(features, labels, covariates, reconstruction, ridge, scale)
     data, default, stacked, gamma = _prepare(data, start, form=form, kinds=kinds, balance=balance)
@@ -223,13 +225,15 @@ def _check_squares(features: jax.Array, reconstruction: jax.Array) -> None:
         )
 
 
-def _check_scale(scale: jax.Array, features: jax.Array, ridge: jax.Array) -> None:
+def _check_scale(scale: Any, features: jax.Array, ridge: jax.Array) -> None:
     """Steps are as long as `scale^2` over the largest curvature: refused where that leaves the range of the dtype."""
-    known = [host_value(x) for x in (scale, features, ridge)]
-    if any(x is None for x in known):
+    check_range("scale", scale, low=0, open_low=True)
+    if (given := host_value(scale)) is None:
         return
-    c, x, nu = (np.asarray(x, np.float64) for x in known)
-    step, limits = c**2 / (x.size * max(np.abs(x).max(), 1) ** 2 + nu), np.finfo(features.dtype)
+    # Of what is traced nothing is known: as if it were one.
+    x, nu = (np.float64(1) if (seen := host_value(one)) is None else seen.astype(float) for one in (features, ridge))
+    c, limits = float(given), np.finfo(features.dtype)
+    step = c**2 / (x.size * max(np.abs(x).max(), 1) ** 2 + nu)
     if not (c**2 < limits.max and step > limits.tiny):
         raise ValueError(f"scale must have a square that {features.dtype} holds, and steps with it; got {c:.3g}")
 

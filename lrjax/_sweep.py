@@ -123,7 +123,8 @@ def sweep(
     else:
         batch_size = check_count("batch_size", batch_size)
     paired, progress = check_flag("paired", paired), check_flag("progress", progress)
-    shared = jax.tree.map(lambda x: host_array("shared", x) if isinstance(x, np.ndarray) else x, shared)
+    kept = (jax.Array, bool, int, float, complex)
+    shared = jax.tree.map(lambda x: x if isinstance(x, kept) else host_array("shared", x), shared)
     devices = list(jax.local_devices() if devices is None else devices)
     if not devices:
         raise ValueError("devices is empty; expected at least one device, or None for all")

@@ -65,6 +65,8 @@ def undetermined(rows: Any, cols: Any, shape: tuple[int, int], rank: int) -> tup
         [False, False, True]
     """
     rank, shape = check_count("rank", rank), check_shape(shape)
+    if rank > min(shape):
+        raise ValueError(f"rank is {rank}; expected at most min(shape) = {min(shape)}")
     index = [
         on_host(name, check_indices(name, given, n))
         for name, given, n in zip(("rows", "cols"), (rows, cols), shape, strict=True)
@@ -299,6 +301,8 @@ def effective_rank(x: Factors | jax.Array, *, kind: str = "entropy") -> jax.Arra
 
 def _svd(x: Factors | jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x = as_factors("x", x)
+    if 0 in x.shape:
+        raise ValueError(f"x must have rows and columns; got shape {x.shape}")
     for part in (x.left, x.right):
         single_or_double("x", part, complex_too=True)
     return x.svd()

@@ -247,7 +247,7 @@ def relative_error(estimate: Factors | jax.Array, truth: Factors | jax.Array) ->
 
     Args:
         estimate: `Factors` or a dense `(n1, n2)` matrix.
-        truth: the same.
+        truth: the same; where it is zero the error is infinite, or NaN if the estimate is zero too.
 
     Raises:
         ValueError: the shapes differ.

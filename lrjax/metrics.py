@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import as_array
+from lrjax._checks import as_array, single_or_double
 from lrjax._units import root, unit_of
 from lrjax.factors import Factors, matmul
 from lrjax.factors import relative_error as relative_error
@@ -22,6 +22,8 @@ def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     a, b = as_array("a", a), as_array("b", b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0] or not 0 < b.shape[1] <= a.shape[1]:
         raise ValueError(f"a (n, k) and b (n, j) need one n and 0 < j <= k; got {a.shape} and {b.shape}")
+    single_or_double("a", a, complex_too=True)
+    single_or_double("b", b, complex_too=True)
     qa, qb = guarded.qr(a)[0], guarded.qr(b)[0]
     # The part of B outside A, not sqrt(1 - cos^2): small angles keep all their digits.
     return guarded.spectral_norm(qb - matmul(qa, matmul(qa.T, qb)))
@@ -71,7 +73,7 @@ def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
 
     Args:
         estimate: real or complex, any shape.
-        truth: of the same shape.
+        truth: of the same shape; NaN where it is zero.
 
     Raises:
         ValueError: the shapes differ.

@@ -386,6 +386,10 @@ def large_completion(
     key_truth, key_entries = jax.random.split(key)
     truth = low_rank(key_truth, shape, rank, condition_number=condition_number, dtype=dtype)
     count = round(host_number("oversampling", oversampling, low=0, open_low=True) * rank * (n1 + n2 - rank))
+    if not 1 <= count <= n1 * n2 // 2:
+        raise ValueError(
+            f"oversampling must ask for 1 to {n1 * n2 // 2} entries, half of all; {oversampling} is {count:.3g}"
+        )
     rows, cols, values = sampled_entries(key_entries, truth, count, sampling=sampling, noise=noise)
     operator, y = SampledEntries.build(rows, cols, values, shape)
     return Problem(operator, y), truth

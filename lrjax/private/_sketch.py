@@ -13,7 +13,6 @@ from lrjax._checks import (
     check_finite,
     check_indices,
     check_key,
-    check_range,
     check_shape,
     float_dtype,
     host_array,
@@ -174,9 +173,9 @@ class LowRankSketch:
         size = self.columns.shape[-1]
         if check_count("rank", rank) > size:
             raise ValueError(f"rank must be at most the size of the sketch, {size}; got {rank}")
-        check_range("cut", cut, low=0, high=0.5)
         dtype = self.core.dtype
-        level = self.core.shape[0] * jnp.finfo(dtype).eps if cut is None else cut
+        cut = self.core.shape[0] * float(jnp.finfo(dtype).eps) if cut is None else cut
+        level = number("cut", cut, dtype, low=0, high=0.5)
         u, v = guarded.qr(self.columns)[0], guarded.qr(self.rows.T)[0]
         from_left, weights_left, to_left = guarded.svd(matmul(self.core_left, u))
         from_right, weights_right, to_right = guarded.svd(matmul(self.core_right.T, v))

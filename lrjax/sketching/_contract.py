@@ -36,7 +36,7 @@ def as_columns(name: str, value: Any, num_entries: int) -> jax.Array:
 
 def shaped_like(value: jax.Array, given: Any) -> jax.Array:
     """A vector again if a vector was given."""
-    return value.reshape(value.shape[:1] + jnp.shape(given)[1:])
+    return value.reshape(value.shape[:1] + np.shape(given)[1:])
 
 
 def over_column_blocks(function, columns: jax.Array, width: int) -> jax.Array:

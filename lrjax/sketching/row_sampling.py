@@ -116,7 +116,10 @@ class RowSample:
             raise ValueError(f"num_rows is {num_rows}; without replacement at most {positive}, the positive scores")
         draw = _with_replacement if replacement else _without_replacement
         indices, weights = draw(key, scores, num_rows)
-        return RowSample(indices=indices, weights=weights, num_cols=scores.size, p=float(p))
+        p = float(p)
+        if (drawn := host_value(weights)) is not None and not np.isfinite(drawn ** (1 / p)).all():
+            raise ValueError(f"p is {p}; expected one whose inverse, as a power of the weights, {drawn.dtype} can hold")
+        return RowSample(indices=indices, weights=weights, num_cols=scores.size, p=p)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -126,14 +129,14 @@ class RowSample:
     def apply(self, a: jax.Array) -> jax.Array:
         """`S a`, of shape `(m,)` or `(m, k)` and the dtype of `a`, which is `(n,)` or `(n, k)`."""
         rows = as_columns("a", a, self.num_cols)[self.indices]
-        return (self._scale(rows.dtype) * rows).reshape(-1, *jnp.shape(a)[1:])
+        return (self._scale(rows.dtype) * rows).reshape(-1, *np.shape(a)[1:])
 
     def apply_adjoint(self, z: jax.Array) -> jax.Array:
         """`S^T z`, of shape `(n,)` or `(n, k)` and the dtype of `z`, which is `(m,)` or `(m, k)`."""
         columns = as_columns("z", z, self.shape[0])
         zeros = jnp.zeros((self.num_cols, columns.shape[1]), columns.dtype)
         total = zeros.at[self.indices].add(self._scale(columns.dtype) * columns)
-        return total.reshape(-1, *jnp.shape(z)[1:])
+        return total.reshape(-1, *np.shape(z)[1:])
 
     def _scale(self, dtype: Any) -> jax.Array:
         return (self.weights ** (1 / self.p)).astype(dtype)[:, None]

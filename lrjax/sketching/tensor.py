@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_key
+from lrjax._checks import as_array, check_count, check_key
 from lrjax._pytree import pytree
 from lrjax.linalg.hadamard import hadamard_transform
 from lrjax.sketching._contract import as_columns, shaped_like
@@ -79,8 +79,9 @@ class TensorSRHT:
 
     def apply_products(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """`S [x_1 (x) y_1, ..., x_k (x) y_k]`, `(m, k)`, for `x` `(n1, k)` and `y` `(n2, k)`."""
-        if jnp.shape(x)[1:] != jnp.shape(y)[1:]:
-            raise ValueError(f"x has shape {jnp.shape(x)} and y has shape {jnp.shape(y)}; expected as many columns")
+        x, y = as_array("x", x), as_array("y", y)
+        if x.shape[1:] != y.shape[1:]:
+            raise ValueError(f"x has shape {x.shape} and y has shape {y.shape}; expected as many columns")
         one, two = self._halves(x, y)
         return shaped_like(one * two, x)
 

@@ -260,13 +260,29 @@ for _name, _odd in {
         names=("rank", "rows", "cols", "u", "v"),
         examples=3,
     )
+
+
+def _over_truth(metric: Any) -> Any:
+    """A ratio, and zero for a truth of nothing: there it is infinite or NaN, as documented."""
+
+    def call(estimate: Any, truth: Any) -> Any:
+        found, dense = (
+            metric(estimate, truth),
+            jnp.abs(jnp.asarray(np.asarray(truth) if isinstance(truth, list) else truth)),
+        )
+        least = jnp.finfo(dense.dtype).tiny if jnp.issubdtype(dense.dtype, jnp.floating) else 0
+        return jnp.where(jnp.any(dense > least), found, 0)
+
+    return call
+
+
 _METRICS = {
-    "relative_error": lr.metrics.relative_error,
+    "relative_error": _over_truth(lr.metrics.relative_error),
     "success": lr.metrics.success,
     "subspace_distance": lr.metrics.subspace_distance,
     "rmse": lambda estimate, truth: lr.metrics.rmse(estimate, truth),
     "support_recovery": lr.metrics.support_recovery,
-    "scaled_error": lr.metrics.scaled_error,
+    "scaled_error": _over_truth(lr.metrics.scaled_error),
 }
 for _name, _call in _METRICS.items():
     target(

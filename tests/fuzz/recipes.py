@@ -160,6 +160,8 @@ def finite(recipe: Any) -> bool:
         value = leaf.value if isinstance(leaf, Number) else leaf
         if isinstance(leaf, Array) and not leaf.finite():
             return False
+        if isinstance(value, str) and "nan" in value:
+            return False
         if isinstance(value, int | float) and not abs(value) < 3e38:
             return False
     return True
