@@ -28,7 +28,7 @@ from lrjax._units import power
 from lrjax.linalg import guarded
 from lrjax.linalg.rows import solve_rows
 from lrjax.linalg.scaling import column_exponents
-from lrjax.sketching._contract import as_columns
+from lrjax.sketching._contract import as_columns, shaped_like
 from lrjax.sketching.sparse import SparseSignSketch
 
 _SENSITIVITY_ROWS = 4000
@@ -129,14 +129,14 @@ class RowSample:
     def apply(self, a: jax.Array) -> jax.Array:
         """`S a`, of shape `(m,)` or `(m, k)` and the dtype of `a`, which is `(n,)` or `(n, k)`."""
         rows = as_columns("a", a, self.num_cols)[self.indices]
-        return (self._scale(rows.dtype) * rows).reshape(-1, *np.shape(a)[1:])
+        return shaped_like(self._scale(rows.dtype) * rows, a)
 
     def apply_adjoint(self, z: jax.Array) -> jax.Array:
         """`S^T z`, of shape `(n,)` or `(n, k)` and the dtype of `z`, which is `(m,)` or `(m, k)`."""
         columns = as_columns("z", z, self.shape[0])
         zeros = jnp.zeros((self.num_cols, columns.shape[1]), columns.dtype)
         total = zeros.at[self.indices].add(self._scale(columns.dtype) * columns)
-        return total.reshape(-1, *np.shape(z)[1:])
+        return shaped_like(total, z)
 
     def _scale(self, dtype: Any) -> jax.Array:
         return (self.weights ** (1 / self.p)).astype(dtype)[:, None]
