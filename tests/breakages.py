@@ -75,7 +75,7 @@ _TABLE = [
      "gap = (kept[None, :] - dropped[:, None]) * kept[None, :]", SMALL, "best_approximation"),
     ("factors.py", "left = jnp.concatenate([a.left, -b.left], axis=1)",
      "left = jnp.concatenate([a.left, b.left], axis=1)", SOLVE, "relative_error"),
-    ("factors.py", "matmul(self.left, matmul(self.right.T, v))", "matmul(self.left, matmul(self.left.T, v))", SOLVE,
+    ("factors.py", "matmul(left, matmul(right.T, _columns(", "matmul(left, 2 * matmul(right.T, _columns(", SOLVE,
      "factors_against"),
     ("metrics.py", "(jnp.abs(estimate) > threshold)", "(jnp.abs(estimate) >= threshold)", SMALL, "threshold"),
     ("metrics.py", "jnp.sum(weights * square) / jnp.sum(weights)", "jnp.mean(weights * square)", SOLVE,
