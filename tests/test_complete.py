@@ -92,7 +92,7 @@ def test_a_holdout_holds_something_out():
 
 
 def test_shapes_out_of_proportion_are_refused_at_once():
-    for shape, text in (((2**31 - 1, 5), "out of proportion to 3 entries"), ((2**31, 5), "too large")):
+    for shape, text in (((2**31 - 1, 5), "out of proportion to 3 entries"), ((2**31, 5), r"below 2\^31")):
         start = time.perf_counter()
         with pytest.raises(ValueError, match=text):
             run([0, 1, 2], [0, 1, 2], np.float32([1, 2, 3]), shape)
