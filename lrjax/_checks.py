@@ -308,7 +308,8 @@ def check_elements(
         good &= array <= high
     if not good.all():
         left = f"{'(' if open_low else '['}{-np.inf if low is None else low}"
-        raise ValueError(f"{name} must be finite and in {left}, {np.inf if high is None else high}]; got {value!r}")
+        right = "inf)" if high is None else f"{high}]"
+        raise ValueError(f"{name} must be finite and in {left}, {right}; got {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

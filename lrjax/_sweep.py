@@ -379,8 +379,9 @@ def _wants_a_value(error: Exception) -> bool:
         jax.errors.TracerArrayConversionError,
         jax.errors.NonConcreteBooleanIndexError,
     )
+    words = ("concrete", "Tracer", "static integers")
     return isinstance(error, kinds) or (
-        isinstance(error, (TypeError, ValueError)) and ("concrete" in str(error) or "Tracer" in str(error))
+        isinstance(error, (TypeError, ValueError, IndexError)) and any(word in str(error) for word in words)
     )
 
 

@@ -470,3 +470,24 @@ def test_what_else_counts_entries_traces_at_fifty_thousand_squared():
     traced_at(50_000, lambda y, mask: lr.sparse_bayesian(kronecker(mask), y, num_steps=1).mean)
     with pytest.raises(ValueError, match=r"less than 2\^31 measurements; got 2500000000"):
         traced_at(50_000, lambda y, mask: lr.step_sizes.measured_quantile(y, None, 0.5))
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lr.operators.Identity((7, 5)),
+        lr.operators.EntryMask(np.ones((7, 5), bool)),
+        lr.operators.SampledEntries.build([0, 6], [1, 4], np.ones(2), (7, 5))[0],
+        lr.operators.DenseEnsemble.from_matrices(np.arange(70.0, dtype=np.float32).reshape(2, 7, 5)),
+    ],
+    ids=lambda op: type(op).__name__,
+)
+def test_products_of_operators_take_what_the_host_has(op):
+    x, z = np.arange(35, dtype=np.float32).reshape(7, 5), np.ones(op.num_measurements, np.float32)
+    for change in (lambda a: a.astype(">f4"), lambda a: a.astype(np.longdouble), lambda a: a.tolist()):
+        np.testing.assert_array_equal(op.forward_dense(change(x)), op.forward_dense(x))
+        np.testing.assert_array_equal(op.adjoint(change(z)), op.adjoint(z))
+        np.testing.assert_allclose(op.adjoint_matmul(change(z), change(x[:5, :2])), op.adjoint(z) @ x[:5, :2])
+    for bad in (None, "text", [[1.0], [1.0, 2.0]]):
+        with pytest.raises(ValueError, match="x must be"):
+            op.forward_dense(bad)

@@ -460,3 +460,8 @@ def test_two_processes_share_the_work(tmp_path):
     trial = lambda key, scale: {"x": scale * jax.random.normal(key, (3,))}
     alone = lr.sweep(trial, jax.random.key(0), grid={"scale": [1.0, 2.0]}, num_trials=257, progress=False)
     assert np.allclose(alone["x"].values, first, rtol=1e-6)
+
+
+def test_a_slice_wants_a_static_axis():
+    with pytest.raises(ValueError, match=r"static=\('size',\)"):
+        lr.sweep(lambda key, size: {"x": jnp.zeros(3)[:size].sum()}, KEY, grid={"size": [1, 2]}, progress=False)

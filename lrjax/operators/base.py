@@ -1,9 +1,31 @@
 """The operator contract, and what follows from `forward` alone."""
 
+import functools
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+
+from lrjax._checks import as_array
+
+# The products of an operator and the arrays that they take.
+_PRODUCTS = {
+    "forward": ("left", "right"),
+    "forward_dense": ("x",),
+    "adjoint": ("z",),
+    "adjoint_matmul": ("z", "v"),
+    "adjoint_rmatmul": ("z", "u"),
+    "symmetric_adjoint_matmul": ("z", "u"),
+}
+
+
+def _converting(product: Any, names: tuple[str, ...]) -> Any:
+    @functools.wraps(product)
+    def convert(self: Any, *arrays: Any, **named: Any) -> jax.Array:
+        given = (as_array(name, array) for name, array in zip(names, arrays, strict=False))
+        return product(self, *given, *arrays[len(names) :], **{n: as_array(n, array) for n, array in named.items()})
+
+    return convert
 
 
 class Operator:
@@ -19,6 +41,13 @@ class Operator:
     """
 
     entrywise: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Arrays from the host go through the one conversion, in operators of a user's own too."""
+        super().__init_subclass__(**given)
+        for name, arguments in _PRODUCTS.items():
+            if name in vars(cls):
+                setattr(cls, name, _converting(vars(cls)[name], arguments))
 
     @property
     def shape(self) -> tuple[int, int]:
