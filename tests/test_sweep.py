@@ -464,4 +464,4 @@ def test_two_processes_share_the_work(tmp_path):
 
 def test_a_slice_wants_a_static_axis():
     with pytest.raises(ValueError, match=r"static=\('size',\)"):
-        lr.sweep(lambda key, size: {"x": jnp.zeros(3)[:size].sum()}, KEY, grid={"size": [1, 2]}, progress=False)
+        lr.sweep(lambda key, size: {"x": jnp.zeros(3)[:size].sum()}, KEY, grid={"size": [1, 2]}, num_trials=1)
