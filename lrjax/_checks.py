@@ -288,17 +288,24 @@ def check_range(
     """Raises a `ValueError` unless `value` is `None`, traced, or one real number in `[low, high]`."""
     if value is None or isinstance(value, Tracer):
         return
+    if isinstance(value, (str, bytes)):
+        raise ValueError(f"{name} must be a real number; got {value!r}")
     array = host_value(host_array(name, value))
     if array is not None and (array.shape != () or np.iscomplexobj(array) or array.dtype == bool):
         raise ValueError(f"{name} must be a real number; got {value!r}")
-    check_elements(name, array, low=low, high=high, open_low=open_low)
+    _check_within(name, array, value, low=low, high=high, open_low=open_low)
 
 
 def check_elements(
     name: str, array: Any, *, low: float | None = None, high: float | None = None, open_low: bool = False
 ) -> None:
     """Raises a `ValueError` if an element of a concrete real array lies outside `[low, high]`."""
-    value, array = array, host_value(array)
+    _check_within(name, host_value(array), array, low=low, high=high, open_low=open_low)
+
+
+def _check_within(
+    name: str, array: np.ndarray | None, given: Any, *, low: float | None, high: float | None, open_low: bool
+) -> None:
     if array is None:
         return
     good = np.isfinite(array)
@@ -309,7 +316,7 @@ def check_elements(
     if not good.all():
         left = f"{'(' if open_low else '['}{-np.inf if low is None else low}"
         right = "inf)" if high is None else f"{high}]"
-        raise ValueError(f"{name} must be finite and in {left}, {right}; got {value!r}")
+        raise ValueError(f"{name} must be finite and in {left}, {right}; got {given!r}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

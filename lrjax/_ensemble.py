@@ -96,7 +96,7 @@ def complete_ensemble(
     rank, num_steps = check_count("rank", rank), check_count("num_steps", num_steps)
     num_members = check_count("num_members", num_members, minimum=2)
     ridge = number("ridge", ridge, values.dtype, low=0)
-    drop = number("drop", drop, values.dtype, low=0, high=0.99)
+    drop = number("drop", drop, jnp.result_type(float), low=0, high=0.99)
     operator = EntryMask.from_mask(mask)
     if rank > min(operator.shape):
         raise ValueError(f"rank must be at most min(shape) = {min(operator.shape)}; got {rank}")

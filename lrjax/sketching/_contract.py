@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import as_array, check_count, check_key
+from lrjax._checks import as_array, check_count, check_elements, check_key, real_array
 
 
 def check_sizes(key: Any, num_rows: Any, num_cols: Any) -> tuple[int, int]:
@@ -32,6 +32,15 @@ def as_columns(name: str, value: Any, num_entries: int) -> jax.Array:
     if not jnp.issubdtype(value.dtype, jnp.inexact):
         raise ValueError(f"{name} has dtype {value.dtype}; expected a floating or complex type")
     return value if value.ndim == 2 else value[:, None]
+
+
+def check_scores(name: str, scores: Any) -> jax.Array:
+    """A vector of finite numbers of at least zero."""
+    scores = real_array(name, scores)
+    if scores.ndim != 1 or scores.size == 0:
+        raise ValueError(f"{name} has shape {scores.shape}; expected (n,) with n at least 1")
+    check_elements(name, scores, low=0)
+    return scores
 
 
 def shaped_like(value: jax.Array, given: Any) -> jax.Array:

@@ -11,12 +11,12 @@ from lrjax import status
 from lrjax._checks import check_count, check_finite, check_key, check_range, host_number, number, real_array
 from lrjax._pytree import pytree
 from lrjax._units import exponent, power, shifted
+from lrjax.sketching._contract import check_scores
 from lrjax.sketching._units import least_norm
 from lrjax.sketching.row_sampling import (
     RowSample,
     _basis,
     _check_matrix,
-    _check_scores,
     leverage_scores,
     lewis_weights,
     root_leverage_scores,
@@ -163,7 +163,7 @@ def lp_regression(
 
 def _scores_of(a: jax.Array, b: jax.Array, p: float, scores: Any) -> tuple[jax.Array, str]:
     if not isinstance(scores, str):
-        values = _check_scores("scores", scores)
+        values = check_scores("scores", scores)
         if values.shape != b.shape:
             raise ValueError(f"scores have shape {values.shape}; expected {b.shape}")
         # Constants to autodiff, here and below: the sample does not move with the data.

@@ -14,8 +14,8 @@ import numpy as np
 
 from lrjax._checks import (
     check_count,
-    check_elements,
     check_finite,
+    check_flag,
     check_key,
     check_range,
     host_value,
@@ -28,7 +28,7 @@ from lrjax._units import power
 from lrjax.linalg import guarded
 from lrjax.linalg.rows import solve_rows
 from lrjax.linalg.scaling import column_exponents
-from lrjax.sketching._contract import as_columns, shaped_like
+from lrjax.sketching._contract import as_columns, check_scores, shaped_like
 from lrjax.sketching.sparse import SparseSignSketch
 
 _SENSITIVITY_ROWS = 4000
@@ -103,11 +103,10 @@ class RowSample:
                 a bad size; more rows than can be drawn without replacement; p not positive.
         """
         check_key(key)
-        scores = _check_scores("scores", scores)
+        scores = check_scores("scores", scores)
         num_rows = check_count("num_rows", num_rows)
         check_range("p", p, low=0, open_low=True)
-        if not isinstance(replacement, bool):
-            raise ValueError(f"replacement must be True or False; got {replacement!r}")
+        replacement = check_flag("replacement", replacement)
         host = host_value(scores)
         positive = scores.size if host is None else int(np.count_nonzero(host))
         if positive == 0:
@@ -140,14 +139,6 @@ class RowSample:
 
     def _scale(self, dtype: Any) -> jax.Array:
         return (self.weights ** (1 / self.p)).astype(dtype)[:, None]
-
-
-def _check_scores(name: str, scores: Any) -> jax.Array:
-    scores = real_array(name, scores)
-    if scores.ndim != 1 or scores.size == 0:
-        raise ValueError(f"{name} has shape {scores.shape}; expected (n,) with n at least 1")
-    check_elements(name, scores, low=0)
-    return scores
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -452,7 +443,7 @@ def mixed_scores(*scores: jax.Array) -> jax.Array:
     """
     if not scores:
         raise ValueError("mixed_scores needs at least one vector of scores; got none")
-    checked = [_check_scores(f"scores {i}", value) for i, value in enumerate(scores)]
+    checked = [check_scores(f"scores {i}", value) for i, value in enumerate(scores)]
     kinds = {(value.shape, str(value.dtype)) for value in checked}
     if len(kinds) > 1:
         raise ValueError(f"scores have shapes and dtypes {sorted(kinds)}; expected one shape and one dtype")
