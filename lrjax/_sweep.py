@@ -379,7 +379,7 @@ def _wants_a_value(error: Exception) -> bool:
         jax.errors.TracerArrayConversionError,
         jax.errors.NonConcreteBooleanIndexError,
     )
-    words = ("concrete", "Tracer", "static integers")
+    words = ("concrete", "Tracer")
     return isinstance(error, kinds) or (
         isinstance(error, (TypeError, ValueError, IndexError)) and any(word in str(error) for word in words)
     )
