@@ -152,6 +152,19 @@ def test_absolute_loss_does_not_call_a_wrong_matrix_converged(oversampling, corr
         assert int(solution.status) != status.CONVERGED
 
 
+def test_absolute_loss_goes_on_while_rows_turn_right():
+    """The bulk is exact: converged, unless the step before had more outliers."""
+    with jax.enable_x64(True):
+        problem, _, _ = corrupted((60, 50), 2, 4.0, 2.0, 1, 0.1)
+        solver = lr.GaussNewton(max_rank=2)
+        state, step = solver.init(problem, KEY), jax.jit(solver.step)
+        for _ in range(40):
+            state, code = step(problem, state, KEY)
+        assert int(code) == status.CONVERGED
+        more = {**state.info, "outlier_fraction": state.info["outlier_fraction"] + 0.01}
+        assert int(step(problem, dataclasses.replace(state, info=more), KEY)[1]) == status.RUNNING
+
+
 def test_absolute_loss_scale_settles_at_the_noise():
     """Noise and outliers together: the error is near that of the fit that knows the outliers and the rank."""
     with jax.enable_x64(True):

@@ -248,30 +248,6 @@ def test_the_smallest_rank_that_is_within_the_spread_of_the_best():
     assert _chosen([best + 1.6 / _rank.GROUPS, best]) == 1  # within the tolerance
 
 
-def test_values_below_the_rounding_of_the_first_do_not_make_a_gap():
-    """The largest ratio is that of 1e-6 to 1e-14, both of which are rounding."""
-    values = np.array([1.0, 0.5, 1e-6, 1e-14])
-
-    @operators.pytree
-    class Planted:
-        rank: int | None = None
-        max_rank: int = jax.tree.static(default=4)
-
-        def init(self, problem, key, factors=None):
-            root = jnp.diag(jnp.sqrt(jnp.asarray(values, jnp.float32)))
-            factors = lr.Factors(jnp.eye(6, 4) @ root, jnp.eye(5, 4) @ root)
-            info = {"objective": problem.objective(factors), "residual": problem.objective(factors)}
-            return lr.solvers.wrappers.WrappedState(factors=factors, info=info, inner=None)
-
-        def step(self, problem, state, key):
-            return state, status.RUNNING + 0 * jnp.int32(1)
-
-    problem = lr.Problem(operators.Identity(matrix_shape=(6, 5)), jnp.ones(30))
-    found = lr.select_rank(problem, KEY, max_rank=4, method="adaptive", solver=Planted(), num_steps=1)
-    np.testing.assert_allclose(found.scores[:2], values[:2], rtol=1e-5)
-    assert int(found.rank) == 2
-
-
 # --- starts and projections ------------------------------------------------------------------------------------------
 
 
