@@ -84,10 +84,8 @@ def test_a_damped_row_is_no_stationary_point(x64):
     """Without a ridge rows that are not determined are damped; then standing still is not convergence."""
     problem, _ = _completion(fraction=0.5)
     solution = lr.solve(problem, lr.AlternatingMinimization(max_rank=10), KEY, num_steps=600)
-    if int(solution.status) == status.CONVERGED:
-        assert float(solution.trace["residual"][-1]) < 1e-13
-    else:
-        assert int(solution.status) == status.RUNNING
+    assert float(solution.trace["residual"][-1]) > 1e-2
+    assert int(solution.status) == status.RUNNING
 
 
 @pytest.mark.parametrize(
@@ -125,13 +123,16 @@ def test_soft_impute_is_a_fixed_point(x64):
 
 
 def test_irls_stands_still(x64):
-    """On noisy entries: another solve from the end, of a few steps, moves nothing."""
+    """On noisy entries: where the solve stops is where many more steps, taken whatever the status, end."""
     problem, _ = _completion()
-    solution = lr.solve(problem, lr.IRLS(max_rank=2, inner_tolerance=1e-10), KEY, num_steps=400)
+    solver = lr.IRLS(max_rank=2, inner_tolerance=1e-10)
+    solution = lr.solve(problem, solver, KEY, num_steps=400)
     assert int(solution.status) == status.CONVERGED
-    # The entries the smoothed rank is minimised under are met by the whole iterate; the truncation is near stationary.
-    again = lr.solve(problem, lr.IRLS(max_rank=2, inner_tolerance=1e-10), KEY, num_steps=401)
-    assert float(lr.metrics.relative_error(again.factors, solution.factors)) < 1e-7
+    assert int(solution.num_steps) < 100
+    state, step = solver.init(problem, KEY), jax.jit(solver.step)
+    for _ in range(200):
+        state, _ = step(problem, state, KEY)
+    assert float(lr.metrics.relative_error(state.factors, solution.factors)) < 1e-7
 
 
 @pytest.mark.parametrize("solver", [lr.SubgradientMethod, lr.ScaledSubgradient], ids=lambda x: x.__name__)

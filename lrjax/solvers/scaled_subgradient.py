@@ -42,7 +42,8 @@ class ScaledSubgradient:
             `g` the root-mean-square gain of one measurement, so that the defaults do not depend on units; Polyak's
             rule divides by the subgradient's squared norm in the scaled metric.
         damping: see above; zero only at the exact rank.
-        tolerance: converged once a step moves the factors by less than this, relatively; default machine epsilon.
+        tolerance: converged once a step moves the factors by less than this, relatively; default machine epsilon. That
+            is a point where the misfit no longer falls, not a promise of the smallest: see below.
         rank: columns in use (traced), `None` for all.
         max_rank: columns of the factors.
         symmetric: `X = U U^T`.
@@ -50,7 +51,10 @@ class ScaledSubgradient:
     Cost: that of a step of `SubgradientMethod`, two k x k Cholesky solves and a quantile of the residuals.
 
     When not to use it: rank unknown by more than a factor of a few (`SubgradientMethod` takes any); on entries with
-    more columns than the rank or a condition number near 100, where it fails: `AlternatingProjections`.
+    more columns than the rank or a condition number near 100, where it fails: `AlternatingProjections`. On a clean
+    table of rank one and lognormal factors (60 x 40, `max_rank=2`, 24 draws) it converged every time to a matrix with
+    86 to 99.9 % of the entries right to rounding and the largest ones left out as gross errors, 0.04 to 0.7 off in all.
+    On a constant table it diverges.
 
     Source: Tong, Ma and Chi, arXiv 2010.13364; Giampouras, Cai and Vidal, arXiv 2410.16826, for the damping.
 
