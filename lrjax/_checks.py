@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 T = TypeVar("T")
+MOST = 2**31 - 1  # what int32 counts to
 
 
 def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:
@@ -19,7 +20,7 @@ def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:
     (text, floats, booleans) is a mistake.
     """
     pair = [_integer(n) for n in shape] if isinstance(shape, (tuple, list)) or _is_vector(shape) else []
-    if len(pair) != 2 or any(n is None or not 1 <= n < 2**31 for n in pair):
+    if len(pair) != 2 or any(n is None or not 1 <= n <= MOST for n in pair):
         raise ValueError(f"{name} must be two positive integers (rows, columns) below 2^31; got {shape!r}")
     return pair[0], pair[1]  # type: ignore[return-value]
 
@@ -34,6 +35,8 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
     count = _integer(value)
     if count is None or count < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}")
+    if count > MOST:
+        raise ValueError(f"{name} must be at most 2^31 - 1, what compiled code counts to; got {value!r}")
     return count
 
 

@@ -34,6 +34,17 @@ def test_what_is_no_integer_is_no_count(bad):
         check_count("n", bad)
 
 
+def test_a_count_fits_compiled_code():
+    """Said at the door: a private tree of 2^63 releases was made, and failed at its first update."""
+    assert check_count("num_releases", 2**31 - 1) == 2**31 - 1
+    with pytest.raises(ValueError, match=r"num_releases must be at most 2\^31 - 1.*9223372036854775808"):
+        check_count("num_releases", 2**63)
+    with pytest.raises(ValueError, match="num_steps"):
+        lr.solve(
+            lr.Problem(operators.Identity(matrix_shape=(2, 2)), jnp.ones(4)), lr.GaussNewton(1), KEY, num_steps=2**31
+        )
+
+
 def test_a_traced_count_says_static():
     with pytest.raises(ValueError, match=r"(?s)rank must be an integer known before tracing.*static"):
         jax.jit(lambda r: synthetic.low_rank(KEY, (4, 3), r).left)(2)
