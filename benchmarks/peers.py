@@ -63,20 +63,12 @@ def place(operator):
     return operator.shard(jax.make_mesh((jax.device_count(),), ("devices",)), "devices")
 
 
-def pad_to(case):
-    """In the suites of many draws all masks share one layout, and so one compile."""
-    if case.spec["kind"] != "phase" and not case.spec.get("outliers"):
-        return None
-    mean = len(case.values) / min(case.shape)
-    return int(np.ceil((mean + 7 * np.sqrt(mean)) / 8)) * 8
-
-
 def _lrjax_problem(case, clock, loss):
     import jax
 
     import lrjax as lr
 
-    operator, y = lr.operators.SampledEntries.build(case.rows, case.cols, case.values, case.shape, pad_to=pad_to(case))
+    operator, y = lr.operators.SampledEntries.build(case.rows, case.cols, case.values, case.shape)
     operator = operator if jax.device_count() == 1 else place(operator)
     problem = lr.Problem(operator, y) if loss is None else lr.Problem(operator, y, loss=getattr(lr.losses, loss)())
     problem = jax.block_until_ready(problem)

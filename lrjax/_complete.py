@@ -159,12 +159,13 @@ def _block_of_entries(factors, offset, row_bias, col_bias, rows, cols):
 
 
 def _predict(factors: Factors, biases: tuple[Any, Any, Any], rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    blocks = [
-        np.asarray(_block_of_entries(factors, *biases, *part))
-        for start in range(0, rows.size, PREDICT_BLOCK)
-        for part in [(rows.ravel()[start : start + PREDICT_BLOCK], cols.ravel()[start : start + PREDICT_BLOCK])]
-    ]
-    return np.concatenate(blocks).reshape(rows.shape) if blocks else np.empty(rows.shape, factors.left.dtype)
+    if rows.size == 0:
+        return np.empty(rows.shape, factors.left.dtype)
+    # Padded to a power of two, so that few programs serve lists of all lengths.
+    block = min(PREDICT_BLOCK, 1 << (rows.size - 1).bit_length())
+    padded = lambda x: np.pad(x.ravel(), (0, -x.size % block)).reshape(-1, block)
+    parts = [_block_of_entries(factors, *biases, *part) for part in zip(padded(rows), padded(cols), strict=True)]
+    return np.concatenate([np.asarray(part) for part in parts])[: rows.size].reshape(rows.shape)
 
 
 def complete(
@@ -273,24 +274,24 @@ def complete(
         )
     rows, cols, values, weights = counted(rows, cols, values, weights, shape)
     rows, cols, values, weights = merge(rows, cols, values, weights, duplicates)
-    key_split, key_solve, key_members = jax.random.split(key, 3)
+    key_split, key_solve, key_members = _three_keys(key)
     held = _held_out(key_split, len(values), holdout)
     kept = ~held
     operator, y = SampledEntries.build(rows[kept], cols[kept], values[kept], shape)
     # The entries are sorted already, as the operator has them.
-    kept_weights = None if weights is None else jnp.asarray(weights[kept])
-    baseline = _biases(operator, np.asarray(y), kept_weights)
-    zero = (np.zeros((), y.dtype), np.zeros(shape[0], y.dtype), np.zeros(shape[1], y.dtype))
-    offset, row_bias, col_bias = baseline if biases else zero
+    kept_weights = None if weights is None else jax.device_put(weights[kept])
     jointly = getattr(solver, "biases", False)
-    if jointly:
-        offset, row_bias, col_bias = (baseline[0], *zero[1:])
-    host_rows, host_cols = np.asarray(operator.rows), np.asarray(operator.cols)
-    target = jnp.asarray(np.asarray(y) - (offset + row_bias[host_rows] + col_bias[host_cols]))
+    host_rows, host_cols, host_y = rows[kept].astype(np.int32), cols[kept].astype(np.int32), np.asarray(y)
+    zero = (np.zeros((), y.dtype), np.zeros(shape[0], y.dtype), np.zeros(shape[1], y.dtype))
+    baseline = zero
+    if biases or jointly or holdout:
+        baseline = _biases(host_rows, host_cols, host_y, kept_weights, shape)
+    offset, row_bias, col_bias = (baseline[0], *zero[1:]) if jointly else baseline if biases else zero
+    target = jax.device_put(host_y - (offset + row_bias[host_rows] + col_bias[host_cols])) if biases or jointly else y
     if default and biases:
         solver = dataclasses.replace(solver, bias_value=np.sqrt(_spread(target, kept_weights)))
     problem = Problem(operator, target, kept_weights)
-    parts = (jnp.asarray(offset), jnp.asarray(row_bias), jnp.asarray(col_bias))
+    parts = jax.device_put((offset, row_bias, col_bias))
     if early_stopping:
         error = lambda factors: float(_rmse(_predict(factors, parts, rows[held], cols[held]), values[held]))
         solution = _stepwise(problem, solver, key_solve, num_steps, progress, error)
@@ -304,24 +305,32 @@ def complete(
         parts = (parts[0], row_bias, col_bias)
     if ensemble:
         members = _refit(problem, solver, jax.random.split(key_members, ensemble), solution, num_steps)
-    fit = _predict(factors, parts, host_rows, host_cols)
-    blank = Factors(jnp.zeros((shape[0], 1), y.dtype), jnp.zeros((shape[1], 1), y.dtype))
+    fit = _predict(factors, parts, np.append(host_rows, rows[held]), np.append(host_cols, cols[held]))
+    guess = baseline[0] + baseline[1][rows[held]] + baseline[2][cols[held]]
+    short = lambda index, n: jax.device_put(np.bincount(index, minlength=n) < rank)
     return Completion(
         factors=factors,
         offset=parts[0],
         row_bias=parts[1],
         col_bias=parts[2],
         solution=solution,
-        train_rmse=_rmse(fit, np.asarray(y)),
-        holdout_rmse=_rmse(_predict(factors, parts, rows[held], cols[held]), values[held]),
-        baseline_rmse=_rmse(_predict(blank, baseline, rows[held], cols[held]), values[held]),
-        rows_short=operator.by_row.count < rank,
-        cols_short=operator.by_col.count < rank,
+        train_rmse=_rmse(fit[: len(host_y)], host_y),
+        holdout_rmse=_rmse(fit[len(host_y) :], values[held]),
+        baseline_rmse=_rmse(guess, values[held]),
+        rows_short=short(host_rows, shape[0]),
+        cols_short=short(host_cols, shape[1]),
         seen=operator,
         members=members,
     )
 
 
+@jax.jit
+def _three_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    first, second, third = jax.random.split(key, 3)
+    return first, second, third
+
+
+@jax.jit
 def _split_biases(factors: Factors, value: Any) -> tuple[Factors, tuple[jax.Array, jax.Array]]:
     """What `AlternatingMinimization(biases=True)` returns, as factors and row and column offsets."""
     left, right = factors.left, factors.right
@@ -336,26 +345,35 @@ def _spread(values: Any, weights: Any) -> float:
 
 
 def _held_out(key: jax.Array, count: int, fraction: float) -> np.ndarray:
-    """Which of `count` entries are held out: each with the given probability, but never none and never all."""
+    """Which of `count` entries are held out: the fraction to the nearest entry, but never none and never all.
+
+    Always as many, so that other splits of a table share the compile.
+    """
+    held = np.zeros(count, bool)
     if fraction == 0:
-        return np.zeros(count, bool)
+        return held
     if count < 2:
         raise ValueError(f"holdout={fraction} needs at least two entries; got {count}")
-    draw = np.asarray(jax.random.uniform(key, (count,)))
-    held = draw < fraction
-    held[np.argmin(draw)], held[np.argmax(draw)] = True, False
+    number = min(max(round(fraction * count), 1), count - 1)
+    draw = np.asarray(_draw(key, count))
+    held[np.argpartition(draw, number - 1)[:number]] = True
     return held
+
+
+@partial(jax.jit, static_argnames="count")
+def _draw(key: jax.Array, count: int) -> jax.Array:
+    return jax.random.bits(key, (count,))
 
 
 def _rmse(predicted: np.ndarray, values: np.ndarray) -> jax.Array:
     # Squares of small or large values leave the range of single precision.
     error = predicted.astype(np.float64) - values
-    return jnp.asarray(np.sqrt(np.mean(error**2)) if values.size else np.nan, values.dtype)
+    return jax.device_put(np.asarray(np.sqrt(np.mean(error**2)) if values.size else np.nan, values.dtype))
 
 
-def _biases(operator, y, weights, shrinkage: float = 10.0, sweeps: int = 10):
+def _biases(rows, cols, y, weights, shape, shrinkage: float = 10.0, sweeps: int = 10):
     """Mean, and row and column offsets shrunk as if `shrinkage` more entries of each were zero; by backfitting."""
-    rows, cols, (n1, n2), dtype = np.asarray(operator.rows), np.asarray(operator.cols), operator.shape, y.dtype
+    (n1, n2), dtype = shape, y.dtype
     y = y.astype(np.float64)
     w = np.ones_like(y) if weights is None else np.asarray(weights, np.float64)
     total = float(w.sum()) or 1.0

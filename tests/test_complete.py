@@ -198,3 +198,29 @@ def test_text_of_results_is_short():
     shown = []
     jax.vmap(lambda x: shown.append(repr(lr.Factors(x, x))) or x)(jnp.ones((2, 3, 1)))
     assert shown == ["Factors(left=float32[3,1], right=float32[3,1])"]
+
+
+def test_another_split_compiles_nothing():
+    """As many entries are held out whatever the key, and the layout has the shapes of the sizes."""
+    rng = np.random.default_rng(0)
+    flat = rng.choice(90 * 70, 2501, replace=False)
+    rows, cols = flat // 70, flat % 70
+    values = rng.standard_normal(2501).astype(np.float32)
+
+    def one(seed):
+        settings = {"rank": 2, "ridge": 1.0, "biases": True, "num_steps": 2, "holdout": 0.1}
+        found = lr.complete(rows, cols, values, (90, 70), key=jax.random.key(seed), **settings)
+        found.predict(np.arange(20), np.arange(20))
+        return found
+
+    first = one(0)
+    assert first.seen.num_measurements == 2501 - 250
+    lowered = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, _, **__: lowered.append(event))
+    try:
+        others = [one(seed) for seed in range(1, 5)]
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not [event for event in lowered if event.endswith("backend_compile_duration")]
+    assert all(np.isfinite(float(other.holdout_rmse)) for other in others)
+    assert len({float(other.holdout_rmse) for other in (first, *others)}) == 5

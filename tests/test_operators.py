@@ -1,6 +1,7 @@
 """Every operator against explicit matrices, its own adjoint, and NumPy's least squares."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from cases import OPERATORS
 import lrjax as lr
 from lrjax import operators, testing
 from lrjax.linalg.rows import RowProblem
+from lrjax.linalg.sketched_rows import SketchedRows
 from lrjax.operators.base import Operator
 from lrjax.solvers._common import FirstOrderState
 
@@ -325,36 +327,34 @@ def test_duplicates_are_refused_by_default():
         operators.SampledEntries.build([1, 2, 1, 1], [1, 0, 1, 1], np.ones(4), (3, 2))
 
 
+@pytest.mark.parametrize("block_entries", [None, 16])
 @pytest.mark.parametrize("shape", [(9, 7), (300, 40)], ids=str)
-def test_layout_covers_each_entry_exactly_once(shape):
-    """Every entry lies in one slot of each orientation, in the bucket row that `place` names for its row."""
+def test_layout_covers_each_entry_exactly_once(shape, block_entries):
+    """Every entry lies in one slot of each orientation, in a chunk of its row; long rows have blocks of their own."""
     rng = np.random.default_rng(5)
     rows, cols = _skewed() if shape == (9, 7) else np.nonzero(rng.random(shape) < rng.random((300, 1)) ** 3)
-    op, _ = operators.SampledEntries.build(rows, cols, np.ones(len(rows)), shape)
+    op, _ = operators.SampledEntries.build(rows, cols, np.ones(len(rows)), shape, block_entries=block_entries)
     m = op.num_measurements
     for layout, mine, other, n, num_other in (
         (op.by_row, op.rows, op.cols, shape[0], shape[1]),
         (op.by_col, op.cols, op.rows, shape[1], shape[0]),
     ):
-        mine, other, seen = np.asarray(mine), np.asarray(other), []
-        owner = np.full(sum(b.index.shape[0] * b.index.shape[1] for b in layout.buckets) + 1, -1)
-        owner[np.asarray(layout.place)[np.asarray(layout.count) > 0]] = np.flatnonzero(layout.count)
-        start = 0
-        for bucket in layout.buckets:
-            length = bucket.index.shape[2]
-            position, index = (np.asarray(x).reshape(-1, length) for x in (bucket.position, bucket.index))
-            real = position < m
-            assert np.all(position[~real] == m)
-            assert np.all(index[~real] == num_other)
-            np.testing.assert_array_equal(index[real], other[position[real]])
-            who = np.broadcast_to(owner[start : start + len(position), None], position.shape)
-            np.testing.assert_array_equal(who[real], mine[position[real]])
-            seen.append(position[real])
-            start += len(position)
-        np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(m))
-        np.testing.assert_array_equal(layout.count, np.bincount(mine, minlength=n))
-        # Rows without entries point past all buckets, at the zero row.
-        assert np.all(np.asarray(layout.place)[np.asarray(layout.count) == 0] == start)
+        mine, other, count = np.asarray(mine), np.asarray(other), np.bincount(mine, minlength=n)
+        index, position, segments = layout.chunks()
+        real = np.asarray(position) < m
+        assert np.all(np.asarray(position)[~real] == m)
+        assert np.all(np.asarray(index)[~real] == num_other)
+        np.testing.assert_array_equal(np.sort(position[real]), np.arange(m))
+        np.testing.assert_array_equal(index[real], other[position[real]])
+        owner = np.broadcast_to(np.asarray(segments.row)[:, None], real.shape)
+        np.testing.assert_array_equal(owner[real], mine[position[real]])
+        # `row` is the inverse of `place`; rows without entries point past all slots, at the zero row.
+        place, row = np.asarray(layout.place), np.append(layout.row, n)
+        np.testing.assert_array_equal(row[place[count > 0]], np.flatnonzero(count))
+        assert np.all(place[count == 0] == len(row) - 1)
+        long = count > math.prod(layout.blocks.index.shape[1:])
+        np.testing.assert_array_equal(place[count > 0] >= layout.blocks.slot.shape[0] * layout.slots, long[count > 0])
+    assert block_entries is None or shape == (9, 7) or op.by_row.long is not None
 
 
 def _row_by_row(mask, factor, y, weights, ridge):
@@ -426,30 +426,62 @@ def test_half_steps_leave_unused_columns_at_zero(name):
         np.testing.assert_allclose(new, np.pad(expected, ((0, 0), (0, 1))), rtol=0, atol=1e-10)
 
 
-def test_masks_padded_alike_share_one_compile():
-    """Two masks with equally many entries: layouts of one shape, and the same half steps as without padding."""
+@pytest.mark.parametrize(
+    ("shape", "m"), [((60, 50), 400), ((300, 200), 9_000), ((500, 40), 5_000), ((3_000, 2_000), 60_000)]
+)
+@pytest.mark.parametrize("skewed", [False, True])
+def test_masks_of_one_size_share_one_compile(shape, m, skewed):
+    """Layouts of one shape, whatever the mask: a compiled half step is used again."""
+    (n1, n2), shapes = shape, set()
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        if skewed:
+            chance = np.outer((1.0 + rng.permutation(n1)) ** -0.5, (1.0 + rng.permutation(n2)) ** -0.5).reshape(-1)
+            place = np.argsort(rng.exponential(size=n1 * n2) / chance)[:m]
+        else:
+            place = rng.choice(n1 * n2, m, replace=False)
+        op, _ = operators.SampledEntries.build(place // n2, place % n2, rng.standard_normal(m), shape)
+        shapes.add(str(jax.tree.map(jnp.shape, op)))
+    assert len(shapes) == 1
+
+
+LENGTHS = (1, 7, 8, 9, 63, 64, 65, 128)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sketched", [False, True])
+def test_rows_of_every_length(weighted, sketched):
+    """Around the length of a chunk and of a block, and empty ones, against dense least squares."""
+    rng = np.random.default_rng(0)
+    n2, k = 128, 1 if sketched else 3
+    mask = np.zeros((len(LENGTHS) * 6, n2), bool)
+    for i, length in enumerate(LENGTHS):
+        mask[6 * i, rng.permutation(n2)[:length]] = True
+    rows, cols = np.nonzero(mask)
     with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        right = rng.standard_normal((20, 3))
-
-        @jax.jit
-        def half(op, y, right):
-            return op.solve_left(right, op.arrange(y), RowProblem(ridge=0.1))[0]
-
-        for _ in range(2):
-            # No entry in row 4.
-            place = rng.choice(np.delete(np.arange(600), np.arange(80, 100)), 200, replace=False)
-            rows, cols, values = place // 20, place % 20, rng.standard_normal(200)
-            build = functools.partial(operators.SampledEntries.build, rows, cols, values, (30, 20))
-            op, y = build(pad_to=24)
-            np.testing.assert_allclose(half(op, y, right), half(*build(), right), rtol=0, atol=1e-12)
-            assert not np.any(half(op, y, right)[4])
-            shapes = [x.shape for x in jax.tree.leaves(op)]
-            most = max(np.bincount(rows).max(), np.bincount(cols).max())
-            with pytest.raises(ValueError, match=f"at least the {most} entries.*got {most - 1}"):
-                build(pad_to=int(most) - 1)
-        assert [x.shape for x in jax.tree.leaves(build(pad_to=24)[0])] == shapes
-        assert half._cache_size() <= 3
+        y = rng.standard_normal(len(rows))
+        op, y = operators.SampledEntries.build(rows, cols, y, mask.shape, block_entries=64)
+        assert not op.by_row.single
+        assert op.by_row.blocks.index.shape[1:] == (8, 8)
+        assert op.by_row.num_long == 2
+        w = np.ones(len(rows))
+        if weighted:
+            w = rng.random(len(rows)) * (rng.random(len(rows)) > 0.2)
+        factor = rng.standard_normal((n2, k))
+        how = SketchedRows(key=KEY, start=jnp.zeros((len(mask), k)), tolerance=0.0, num_steps=50) if sketched else None
+        found, square = op.solve_left(
+            jnp.asarray(factor),
+            op.arrange(y, jnp.asarray(w) if weighted else None),
+            RowProblem(ridge=0.1, sketched=how),
+        )
+        total = 0.0
+        for i in range(len(mask)):
+            at = rows == i
+            a = factor[cols[at]]
+            x = np.linalg.solve(a.T @ (w[at, None] * a) + 0.1 * np.eye(k), a.T @ (w[at] * y[at]))
+            np.testing.assert_allclose(found[i], x, rtol=1e-11, atol=1e-12)
+            total += np.sum(w[at] * (a @ x - y[at]) ** 2)
+        np.testing.assert_allclose(square, total, rtol=1e-11)
 
 
 # --- what counts as measured -----------------------------------------------------------------------------------------

@@ -121,16 +121,16 @@ for wanted, found in zip(some.gradient(truth), filled.gradient(truth), strict=Tr
     np.testing.assert_allclose(found, wanted, atol=1e-3)
 print("measurements")
 
-# Listed entries over the devices: every block of rows is split, the factors are whole everywhere.
+# Listed entries over the devices: the blocks are split, the factors are whole everywhere.
 rng = np.random.default_rng(0)
 rows, cols = np.nonzero(rng.random((40, 30)) < 0.5)
 rows, cols = rows[rows != 7], cols[rows != 7]
 dense = (rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))).astype(np.float32)
 entries, y = lr.operators.SampledEntries.build(rows, cols, dense[rows, cols], (40, 30), block_entries=64)
 shared = entries.shard(jax.make_mesh((8,), ("rows",)), "rows")
-for bucket in shared.by_row.buckets + shared.by_col.buckets:
-    assert len(bucket.index.sharding.device_set) == 8
-    assert bucket.index.addressable_shards[0].data.shape[1] * 8 == bucket.index.shape[1]
+for blocks in (shared.by_row.blocks, shared.by_col.blocks):
+    assert len(blocks.index.sharding.device_set) == 8
+    assert blocks.index.addressable_shards[0].data.shape[0] * 8 == blocks.index.shape[0]
 run = lambda op: lr.solve(lr.Problem(op, y), lr.AlternatingMinimization(max_rank=2), key, num_steps=5)
 alone, split = run(entries), run(shared)
 np.testing.assert_allclose(split.factors.dense(), alone.factors.dense(), atol=1e-4)
@@ -141,9 +141,9 @@ for leaf in jax.tree.leaves((split.factors, split.trace)):
 # A half step gathers its factor, once.
 left, right = alone.factors.left, alone.factors.right
 half = jax.jit(lambda op: op.solve_left(right, op.arrange(y), RowProblem())[0]).lower(shared).compile()
-places = sum(bucket.index.shape[0] * bucket.index.shape[1] for bucket in shared.by_row.buckets)
+places = shared.by_row.row.shape[0]
 assert sent(half) == [("all-gather", 4 * 2 * places)], sent(half)
-# Warm starts of the sketched rows go the way back from row order, and Gauss-Newton works in the order of the buckets.
+# Warm starts of the sketched rows go the way back from row order, and Gauss-Newton works in the order of the entries.
 warm = RowProblem(sketched=SketchedRows(key=key, start=left, tolerance=0.0, num_steps=1), ridge=0.1)
 ridge = jnp.float32(0.1)
 
@@ -191,18 +191,20 @@ flat = rng.choice(n1 * n2, m, replace=False)
 values = rng.standard_normal(m).astype(np.float32)
 entries, y = lr.operators.SampledEntries.build(flat // n2, flat % n2, values, (n1, n2), block_entries=2048)
 problem = lr.Problem(entries.shard(jax.make_mesh((8,), ("rows",)), "rows"), y)
-shapes = [[b.index.shape for b in layout.buckets] for layout in (problem.operator.by_row, problem.operator.by_col)]
-slots = sum(math.prod(shape) for side in shapes for shape in side)
-places1, places2 = (sum(blocks * rows for blocks, rows, _ in side) for side in shapes)
-assert 1.10 < slots / (2 * m) < 1.12, slots
-assert 1 <= places1 / n1 < 1.015 and 1 <= places2 / n2 < 1.015, (places1, places2)
+layouts = problem.operator.by_row, problem.operator.by_col
+assert all(layout.long is None for layout in layouts)
+slots = sum(layout.blocks.index.size for layout in layouts)
+chunks = sum(layout.blocks.slot.size for layout in layouts)
+places1, places2 = (layout.row.shape[0] for layout in layouts)
+assert 1.49 < slots / (2 * m) < 1.51, slots
+assert (places1 / n1, places2 / n2) == (1.12, 1.28), (places1, places2)
 sweeps = jax.jit(lambda p: lr.solve(p, lr.AlternatingMinimization(max_rank=k), key, num_steps=5))
 compiled = sweeps.lower(problem).compile()
 sweep = sent(compiled, "/while/body")
-assert sweep == [("all-gather", 4 * k * places2), ("all-gather", 4 * k * places1), ("all-reduce", 4)], sweep
 memory = compiled.memory_analysis()
-# The program is not given what it does not read: rows, columns and counts stay where they are.
-assert memory.argument_size_in_bytes == 4 * m + 2 * 4 * slots / 8 + 4 * (n1 + n2), memory
+assert sweep == [("all-gather", 4 * k * places2), ("all-gather", 4 * k * places1), ("all-reduce", 4)], sweep
+# The program is not given what it does not read: rows and columns stay where they are.
+assert memory.argument_size_in_bytes == 4 * m + (2 * 4 * slots + 4 * chunks) / 8 + 4 * (n1 + n2), memory
 assert 1 < memory.temp_size_in_bytes / (4 * slots / 8 + 2 * 4 * k * (2 * n1 + n2)) < 1.3, memory
 print("model")
 """
@@ -269,13 +271,12 @@ split = jax.tree.map(over, problem)
 assert not split.y.is_fully_addressable
 sense = lambda p: lr.solve(p, lr.ScaledGradientDescent(max_rank=1), key, num_steps=20)
 
-# Listed entries: each process reads the same list and puts the rows of its own devices on them. One bucket, which
-# compiles in half the time.
+# Listed entries: each process reads the same list and puts the blocks of its own devices on them.
 rows, cols = np.nonzero(rng.random((40, 30)) < 0.5)
 truth = (rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))).astype(np.float32)
-entries, y = lr.operators.SampledEntries.build(rows, cols, truth[rows, cols], (40, 30), pad_to=30)
+entries, y = lr.operators.SampledEntries.build(rows, cols, truth[rows, cols], (40, 30))
 shared = entries.shard(mesh, "all")
-assert not shared.by_row.buckets[0].index.is_fully_addressable
+assert not shared.by_row.blocks.index.is_fully_addressable
 complete = lambda op: lr.solve(lr.Problem(op, y), lr.AlternatingMinimization(max_rank=2), key, num_steps=5)
 
 found = sense(split), complete(shared)

@@ -9,6 +9,7 @@ from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
 from lrjax.linalg.rows import eliminate
+from lrjax.linalg.segments import Segments
 
 # Rows of the sketch per column: the preconditioned singular values lie within 1 / (1 +- 1/2), so that conjugate
 # gradients gain a factor of two per step. More rows gain less than they cost.
@@ -36,45 +37,50 @@ class SketchedRows:
     tolerance: jax.Array | float
     num_steps: int = jax.tree.static()
 
-    def pattern(self, length: int, k: int) -> tuple[jax.Array, jax.Array] | None:
-        """Order and signs `(length,)` of the entries of a row in its sketch; `None` for rows too short to sketch."""
-        if length < WORTH * SKETCH_ROWS * k:
-            return None
-        key_order, key_sign = jax.random.split(jax.random.fold_in(self.key, length))
+    def worth(self, length: float, k: int) -> bool:
+        """Whether rows of this length are long enough to gain by a sketch."""
+        return length >= WORTH * SKETCH_ROWS * k
+
+    def pattern(self, chunks: int, length: int, k: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Order `(length,)` of the entries in each chunk, and where chunks begin in the sketch and signs of entries."""
+        key_order, key_sign, key_begin = jax.random.split(jax.random.fold_in(self.key, length), 3)
         order = jax.random.permutation(key_order, jnp.arange(length, dtype=jnp.int32))
-        return order, jax.random.rademacher(key_sign, (length,), self.start.dtype)
+        begin = jax.random.randint(key_begin, (chunks,), 0, max(1, -(-SKETCH_ROWS * k // length)), jnp.int32)
+        return order, (begin, jax.random.rademacher(key_sign, (chunks, length), self.start.dtype))
 
 
 def solve_rows_sketched(
     a: jax.Array,
     y: jax.Array,
     weights: jax.Array | None,
+    rows: Segments,
     shift: jax.Array,
     mask: jax.Array | None,
-    signs: jax.Array,
+    sketch: tuple[jax.Array, jax.Array],
     start: jax.Array,
     sketched: SketchedRows,
 ) -> tuple[jax.Array, jax.Array]:
     """`argmin over x_i of sum_j w_ij (a_ij . x_i - y_ij)^2 + shift_i ||x_i||^2` for every `i`, and the misfit there.
 
-    The sketch is a CountSketch: entry `j` of a row, in an order that the caller has made random, is added to row
-    `j mod s` with a random sign. That is one pass over the entries; the Gram matrix of `s = 4 k` rows, inverted, is
-    the preconditioner.
+    The sketch is a CountSketch: an entry is added to a row of the sketch with a random sign, the entries of a chunk to
+    rows in sequence, from a random one on, in an order that the caller has made random. That is one pass over the
+    entries; the Gram matrix of `s = 4 k` rows or a few more, inverted, is the preconditioner.
 
     Args:
-        a: `(n, length, k)`, zero in padded places.
-        y: `(n, length)`.
-        weights: `(n, length)` or `None`.
+        a: `(chunks, length, k)`, zero in padded places.
+        y: `(chunks, length)`.
+        weights: `(chunks, length)` or `None`.
+        rows: the row of each chunk, of `n`.
         shift: `(n,)`, positive unless the problem is well posed without it.
         mask: `(k,)` ones for the columns in use, the others zero in `a`; or `None`.
-        signs: `(length,)`.
+        sketch: from `pattern`.
         start: `(n, k)`.
         sketched: tolerance and number of steps.
 
     Returns:
         `x`, `(n, k)`, and `sum_j w_ij (a_ij . x_i - y_ij)^2`, `(n,)`. The derivative is that of the exact solution.
 
-    Cost: `2 n length k` multiply-adds per step, as many for the sketch, and `n k^3` times about 6 for the
+    Cost: `2 k` multiply-adds an entry and step, as many for the sketch, and `n k^3` times about 6 for the
     preconditioner.
 
     Source: Rokhlin and Tygert (2008); Avron, Maymounkov and Toledo (2010).
@@ -83,26 +89,32 @@ def solve_rows_sketched(
     a, shift = jax.lax.optimization_barrier((a, shift))
     # Preconditioner and start move the path of the solve and not its end.
     fixed = jax.lax.stop_gradient((a, weights, shift))
-    inverse = _preconditioner(*fixed, mask, signs)
+    inverse = _preconditioner(*fixed, rows, mask, *sketch)
     a, y, inverse = jax.lax.optimization_barrier((a, y, inverse))
-    constants = jax.lax.stop_gradient((inverse, start, jnp.asarray(sketched.tolerance, a.dtype)))
+    constants = (*jax.lax.stop_gradient((inverse, start, jnp.asarray(sketched.tolerance, a.dtype))), rows)
     return _least_squares(sketched.num_steps, (a, y, weights, shift), constants)
 
 
-def _preconditioner(a, weights, shift, mask, signs):
+def _preconditioner(a, weights, shift, rows, mask, begin, signs):
     """The inverse of the Gram matrix of the sketch, `(n, k, k)`."""
-    length, k = a.shape[1:]
+    _, length, k = a.shape
     s = SKETCH_ROWS * k
-    scale = signs[None] if weights is None else signs[None] * jnp.sqrt(weights)
-    whole = length // s
-    rest = a[:, whole * s :] * scale[:, whole * s :, None]
+    scale = signs if weights is None else signs * jnp.sqrt(weights)
+    if length < s:
+        pieces = -(-s // length)
+        spread = jnp.zeros((rows.num_rows + 1, pieces, length, k), a.dtype)
+        short = spread.at[rows.row, begin].add(a * scale[..., None])[:-1].reshape(rows.num_rows, pieces * length, k)
+    else:
+        whole = length // s
+        rest = a[:, whole * s :] * scale[:, whole * s :, None]
 
-    # Slice upon slice: a sum over an axis of a reshaped array takes ten times as long on a CPU.
-    def add(i: jax.Array, total: jax.Array) -> jax.Array:
-        part = lambda x: jax.lax.dynamic_slice_in_dim(x, i * s, s, axis=1)
-        return total + part(a) * part(scale)[..., None]
+        # Slice upon slice: a sum over an axis of a reshaped array takes ten times as long on a CPU.
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            part = lambda x: jax.lax.dynamic_slice_in_dim(x, i * s, s, axis=1)
+            return total + part(a) * part(scale)[..., None]
 
-    short = jax.lax.fori_loop(0, whole, add, jnp.pad(rest, ((0, 0), (0, s - rest.shape[1]), (0, 0))), unroll=4)
+        rest = jnp.pad(rest, ((0, 0), (0, s - rest.shape[1]), (0, 0)))
+        short = rows.gather(jax.lax.fori_loop(0, whole, add, rest, unroll=4))
     # Computed once, not once for each side of the product.
     short = jax.lax.optimization_barrier(short)
     gram = matmul(jax.lax.optimization_barrier(jnp.swapaxes(short, 1, 2)), short)
@@ -123,17 +135,18 @@ def _weigh(weights: jax.Array | None, r: jax.Array) -> jax.Array:
     return r if weights is None else weights * r
 
 
-def _back(a: jax.Array, weights: jax.Array | None, r: jax.Array) -> jax.Array:
-    return matmul(_weigh(weights, r)[:, None], a)[:, 0]
+def _back(a: jax.Array, weights: jax.Array | None, rows: Segments, r: jax.Array) -> jax.Array:
+    return rows.gather(matmul(_weigh(weights, r)[:, None], a)[:, 0])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _least_squares(num_steps, problem, constants):
-    (a, y, weights, shift), (inverse, start, tolerance) = problem, constants
+    (a, y, weights, shift), (inverse, start, tolerance, rows) = problem, constants
     dot = lambda u, v: jnp.sum(u * v, axis=1)
-    downhill = lambda x, r: _back(a, weights, r) - shift[:, None] * x
-    goal = jnp.maximum(tolerance, 2 * jnp.finfo(a.dtype).eps) ** 2 * dot(y, _weigh(weights, y))
-    r = y - _times(a, start)
+    size = lambda r: rows.gather(dot(r, _weigh(weights, r)))
+    downhill = lambda x, r: _back(a, weights, rows, r) - shift[:, None] * x
+    goal = jnp.maximum(tolerance, 2 * jnp.finfo(a.dtype).eps) ** 2 * size(y)
+    r = y - _times(a, rows.spread(start))
     g = downhill(start, r)
     z = _times(inverse, g)
 
@@ -142,11 +155,11 @@ def _least_squares(num_steps, problem, constants):
 
     def one(carry):
         x, r, p, g, gz, i = carry
-        ap = _times(a, p)
-        curvature = dot(ap, _weigh(weights, ap)) + shift * dot(p, p)
+        ap = _times(a, rows.spread(p))
+        curvature = size(ap) + shift * dot(p, p)
         active = (gz > goal) & (curvature > 0)
         step = jnp.where(active, gz, 0) / jnp.where(active, curvature, 1)
-        x, r = x + step[:, None] * p, r - step[:, None] * ap
+        x, r = x + step[:, None] * p, r - rows.spread(step)[:, None] * ap
         g = downhill(x, r)
         z = _times(inverse, g)
         new = dot(g, z)
@@ -155,20 +168,20 @@ def _least_squares(num_steps, problem, constants):
         return x, r, p, g, jnp.where(active & (new < gz), new, jnp.minimum(gz, goal)), i + 1
 
     x, r, *_ = jax.lax.while_loop(unfinished, one, (start, r, z, g, dot(g, z), jnp.int32(0)))
-    return x, dot(r, _weigh(weights, r))
+    return x, size(r)
 
 
 @_least_squares.defjvp
 def _least_squares_jvp(num_steps, primals, tangents):
     (problem, constants), (change, _) = primals, tangents
     x, square = _least_squares(num_steps, problem, constants)
-    a, _, weights, shift = problem
+    (a, _, weights, shift), rows = problem, constants[3]
 
     def downhill(problem):
         a, y, weights, shift = problem
-        return _back(a, weights, y - _times(a, x)) - shift[:, None] * x
+        return _back(a, weights, rows, y - _times(a, rows.spread(x))) - shift[:, None] * x
 
-    normal = lambda p: _back(a, weights, _times(a, p)) + shift[:, None] * p
+    normal = lambda p: _back(a, weights, rows, _times(a, rows.spread(p))) + shift[:, None] * p
     moved, _ = preconditioned_conjugate_gradient(
         normal,
         jax.jvp(downhill, (problem,), (change,))[1],
@@ -179,7 +192,7 @@ def _least_squares_jvp(num_steps, primals, tangents):
 
     def misfit(problem, x):
         a, y, weights, _ = problem
-        r = y - _times(a, x)
-        return jnp.sum(_weigh(weights, r) * r, axis=1)
+        r = y - _times(a, rows.spread(x))
+        return rows.gather(jnp.sum(_weigh(weights, r) * r, axis=1))
 
     return (x, square), (moved, jax.jvp(misfit, (problem, x), (change, moved))[1])

@@ -16,6 +16,8 @@ from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.guarded import cholesky
 from lrjax.linalg.rows import masked_gram
+from lrjax.linalg.segments import Segments, pad_one
+from lrjax.operators.layout import map_rows
 
 
 def _inverse_roots(gram: jax.Array) -> jax.Array:
@@ -76,55 +78,35 @@ class DenseCoupling:
 
 @pytree
 class _Side:
-    """One orientation of a padded coupling; its rows are in the order of the layout's buckets.
+    """One orientation of a coupling of listed entries.
 
     Attributes:
-        blocks: `(rows, k, length)` whitened factor rows of the other side, one array per bucket, zero for padding.
-        root: `(rows in all, k, k)`.
+        blocks: `(chunks, k, length)` whitened factor rows of the other side, zero for padding.
+        root: `(n, k, k)`.
         source: `(slots,)` for each slot here the slot of the same entry on the other side.
-        place: `(n,)` row -> its place in bucket order; one past the last for rows without entries.
-        order: `(rows in all,)` its inverse; `n` for padding.
+        rows: of the chunks.
     """
 
-    blocks: tuple[jax.Array, ...]
+    blocks: jax.Array
     root: jax.Array
     source: jax.Array
-    place: jax.Array
-    order: jax.Array
+    rows: Segments
 
     def spread(self, x: jax.Array) -> jax.Array:
         """`(slots,)` inner products of each row of `x` with its blocks."""
-        parts, first = [], 0
-        for block in self.blocks:
-            rows = x[first : first + block.shape[0]]
-            first += block.shape[0]
-            # Measured on a CPU: columns one by one beat a batched product here, and the reverse holds in `gather`.
-            part = sum(block[:, i] * rows[:, i, None] for i in range(block.shape[1]))
-            parts.append(jnp.reshape(part, -1))
-        return jnp.concatenate(parts)
+        mine = self.rows.spread(x)
+        # Measured on a CPU: columns one by one beat a batched product here, and the reverse holds in `gather`.
+        total: Any = sum(self.blocks[:, i] * mine[:, i, None] for i in range(x.shape[1]))
+        return total.reshape(-1)
 
     def gather(self, values: jax.Array) -> jax.Array:
         """Sums over the slots of each row, `values` given in the slots of the other side."""
-        values = values.at[self.source].get(mode="promise_in_bounds")
-        parts, first = [], 0
-        for block in self.blocks:
-            rows, _, length = block.shape
-            z = values[first : first + rows * length].reshape(rows, length)
-            first += rows * length
-            parts.append(jnp.einsum("nkl,nl->nk", block, z, precision="highest"))
-        return jnp.concatenate(parts)
-
-    def enter(self, x: jax.Array) -> jax.Array:
-        """From row order to bucket order."""
-        return jnp.concatenate([x, jnp.zeros_like(x[:1])])[self.order]
-
-    def leave(self, x: jax.Array) -> jax.Array:
-        """From bucket order to row order."""
-        return jnp.concatenate([x, jnp.zeros_like(x[:1])])[self.place]
+        values = values.at[self.source].get(mode="promise_in_bounds").reshape(self.blocks.shape[0], -1)
+        return self.rows.gather(jnp.einsum("nkl,nl->nk", self.blocks, values, precision="highest"))
 
 
 @pytree
-class PaddedCoupling:
+class ListedCoupling:
     """The coupling of listed entries, both sides gathered once, so that a product moves one number per entry.
 
     Attributes:
@@ -136,7 +118,7 @@ class PaddedCoupling:
     by_col: _Side
 
     def apply(self, x: jax.Array) -> jax.Array:
-        """`K x`, from whitened column unknowns to whitened row unknowns, both in bucket order."""
+        """`K x`, from whitened column unknowns to whitened row unknowns."""
         return self.by_row.gather(self.by_col.spread(x))
 
     def apply_transpose(self, x: jax.Array) -> jax.Array:
@@ -144,20 +126,20 @@ class PaddedCoupling:
         return self.by_col.gather(self.by_row.spread(x))
 
     def whiten_left(self, x: jax.Array) -> jax.Array:
-        """`C^-1 x`, into bucket order."""
-        return _rows(self.by_row.root, self.by_row.enter(x))
+        """`C^-1 x`."""
+        return _rows(self.by_row.root, x)
 
     def whiten_right(self, x: jax.Array) -> jax.Array:
-        """`D^-1 x`, into bucket order."""
-        return _rows(self.by_col.root, self.by_col.enter(x))
+        """`D^-1 x`."""
+        return _rows(self.by_col.root, x)
 
     def unwhiten_left(self, x: jax.Array) -> jax.Array:
-        """`C^-T x`, back in row order."""
-        return self.by_row.leave(_rows(self.by_row.root, x, transpose=True))
+        """`C^-T x`."""
+        return _rows(self.by_row.root, x, transpose=True)
 
     def unwhiten_right(self, x: jax.Array) -> jax.Array:
-        """`D^-T x`, back in row order."""
-        return self.by_col.leave(_rows(self.by_col.root, x, transpose=True))
+        """`D^-T x`."""
+        return _rows(self.by_col.root, x, transpose=True)
 
 
 def _eye(k: int, ridge: jax.Array) -> jax.Array:
@@ -166,10 +148,10 @@ def _eye(k: int, ridge: jax.Array) -> jax.Array:
 
 def coupling(
     op: Any, left: jax.Array, right: jax.Array, weights: jax.Array | None, ridge: jax.Array
-) -> "DenseCoupling | PaddedCoupling":
+) -> "DenseCoupling | ListedCoupling":
     """The coupling of an entrywise operator at `(left, right)`; weights are zero where nothing was measured."""
     if hasattr(op, "by_row"):
-        return padded_coupling(op.by_row, op.by_col, weights, left, right, ridge)
+        return listed_coupling(op, weights, left, right, ridge)
     dense = jnp.ones(op.shape, left.dtype) if weights is None else weights.reshape(op.shape)
     return dense_coupling(dense, left, right, ridge)
 
@@ -182,48 +164,45 @@ def dense_coupling(weights: jax.Array, left: jax.Array, right: jax.Array, ridge:
     return DenseCoupling(weights=weights, left=left, right=right, left_root=root[:n1], right_root=root[n1:])
 
 
-def padded_coupling(
-    by_row: Any, by_col: Any, weights: jax.Array | None, left: jax.Array, right: jax.Array, ridge: jax.Array
-) -> PaddedCoupling:
-    """The coupling at `(left, right)` for two layouts of the same entries and `(m,)` weights."""
-    k = left.shape[1]
-    root_weight = None if weights is None else jnp.concatenate([jnp.sqrt(weights), jnp.zeros_like(weights[:1])])
-    blocks_row, slots_row, gram_row = _gathered(by_row, right, root_weight)
-    blocks_col, slots_col, gram_col = _gathered(by_col, left, root_weight)
+def listed_coupling(
+    op: Any, weights: jax.Array | None, left: jax.Array, right: jax.Array, ridge: jax.Array
+) -> ListedCoupling:
+    """The coupling at `(left, right)` for `SampledEntries` and `(m,)` weights."""
+    k, n1 = left.shape[1], left.shape[0]
+    root_weight = None if weights is None else pad_one(jnp.sqrt(weights))
+    grams = [_grams(op.by_row, right, root_weight), _grams(op.by_col, left, root_weight)]
     # One batch: XLA on a CPU may hang on LAPACK calls that run side by side.
-    root = _inverse_roots(jnp.concatenate([gram_row, gram_col]) + _eye(k, ridge))
-    root_row, root_col = root[: gram_row.shape[0]], root[gram_row.shape[0] :]
-    return PaddedCoupling(
-        by_row=_side(by_row, blocks_row, root_row, slots_row, slots_col, left.shape[0]),
-        by_col=_side(by_col, blocks_col, root_col, slots_col, slots_row, right.shape[0]),
+    root = _inverse_roots(jnp.concatenate(grams) + _eye(k, ridge))
+    (index_row, slots_row, rows), (index_col, slots_col, cols) = op.by_row.chunks(), op.by_col.chunks()
+    one = _whitened(index_row, slots_row, rows, right, root_weight, root[:n1])
+    two = _whitened(index_col, slots_col, cols, left, root_weight, root[n1:])
+    m = op.num_measurements
+    return ListedCoupling(
+        by_row=_Side(blocks=one, root=root[:n1], source=_source(slots_row, slots_col, m), rows=rows),
+        by_col=_Side(blocks=two, root=root[n1:], source=_source(slots_col, slots_row, m), rows=cols),
     )
 
 
-def _gathered(layout, other, root_weight):
-    """Factor rows of the other side in every slot `(rows, k, length)`, flat positions, and Gram matrices."""
-    padded = jnp.concatenate([other, jnp.zeros_like(other[:1])])
-    blocks, slots, grams = [], [], []
-    for bucket in layout.buckets:
-        index, position = (x.reshape(-1, x.shape[-1]) for x in (bucket.index, bucket.position))
-        block = jnp.swapaxes(padded[index], 1, 2)
-        if root_weight is not None:
-            block = block * root_weight[position][:, None, :]
-        blocks.append(block)
-        slots.append(position.reshape(-1))
-        grams.append(jnp.einsum("nil,njl->nij", block, block, precision="highest"))
-    return blocks, jnp.concatenate(slots), jnp.concatenate(grams)
+def _gathered(index, position, other, root_weight):
+    """Factor rows of the other side in every slot, `(chunks, k, length)`."""
+    block = jnp.swapaxes(pad_one(other)[index], 1, 2)
+    return block if root_weight is None else block * root_weight[position][:, None, :]
 
 
-def _side(layout, blocks, root, slots, other_slots, n):
-    whitened, first = [], 0
-    for block in blocks:
-        part = root[first : first + block.shape[0]]
-        first += block.shape[0]
-        whitened.append(jnp.einsum("nij,njl->nil", part, block, precision="highest"))
-    arange = lambda size: jnp.arange(size, dtype=jnp.int32)
-    # Padding has position m on both sides: its slot is any padded one, or zero, and its block is zero.
-    m = slots.shape[0] + other_slots.shape[0]
-    slot_of_entry = jnp.zeros(m, jnp.int32).at[other_slots].set(arange(other_slots.shape[0]))
-    place = layout.place_by_bucket()
-    order = jnp.full(first + 1, n, jnp.int32).at[place].set(arange(n))[:first]
-    return _Side(blocks=tuple(whitened), root=root, source=slot_of_entry[slots], place=place, order=order)
+def _grams(layout, other, root_weight):
+    def sums(given, part, _):
+        block = _gathered(part.index, part.position, *given)
+        return (jnp.einsum("nil,njl->nij", block, block, precision="highest"),)
+
+    return map_rows(layout, sums, given=(other, root_weight))[0][0]
+
+
+def _whitened(index, position, rows, other, root_weight, root):
+    block = _gathered(index, position, other, root_weight)
+    return jnp.einsum("nij,njl->nil", rows.spread(root), block, precision="highest")
+
+
+def _source(slots, other_slots, m):
+    # Padding has position m on both sides: its slot is any padded one, and its block is zero.
+    count = jnp.arange(other_slots.size, dtype=jnp.int32)
+    return jnp.zeros(m + 1, jnp.int32).at[other_slots.reshape(-1)].set(count)[slots.reshape(-1)]

@@ -1,5 +1,11 @@
-"""The padded layout of a long list of entries: rows of similar length together, in blocks that fit the cache."""
+"""The layout of a long list of entries: rows cut into chunks, chunks in blocks whose shape hardly depends on the mask.
 
+A program is compiled for shapes, so these follow from the sizes of the matrix and the number of entries, not from which
+entries there are: two masks of one size share every compiled solve. A block holds whole rows, in a fixed pseudo-random
+order, so that all blocks have about as much in them. Rows longer than a block have blocks of their own.
+"""
+
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,188 +15,295 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from lrjax._pytree import pytree
+from lrjax.linalg.segments import Segments, pad_one
 
-# Entries in one block of the padded layout. On a CPU its gathered factor rows (10 columns of float64: 600 kB) stay in
-# cache; on an accelerator a block has to fill the device.
-BLOCK_ENTRIES = {"cpu": 2**13}
+# Entries in one block. On a CPU its gathered factor rows (10 columns of float64: 1.3 MB) stay near, and the fixed cost
+# of a block is small beside its work (half as many entries: a sweep 10 to 20 % slower); on an accelerator a block has
+# to fill the device.
+BLOCK_ENTRIES = {"cpu": 2**14}
 BLOCK_ENTRIES_ELSEWHERE = 2**18
+# Rows are laid out one to a chunk if chunks that hold the mean and five standard deviations of a random mask hold the
+# longest, and are this full; there is nothing to sum then. Else in chunks of one of these lengths, the first for a mean
+# row up to it.
+SINGLE_FILL = 0.8
+CHUNKS = ((8, 8), (32, 16), (math.inf, 32))
 
 
 @pytree
-class Bucket:
-    """Rows of similar length, padded to one length and cut into blocks that are mapped one at a time.
+class Blocks:
+    """Chunks of rows, in blocks that are mapped one at a time.
 
     Attributes:
-        index: `(blocks, rows, length)` position on the other side of each entry; past the last for padding.
-        position: `(blocks, rows, length)` place of the entry in `y`; `m` for padding.
+        index: `(blocks, chunks, length)` position on the other side of each entry; past the last for padding.
+        position: `(blocks, chunks, length)` place of the entry in `y`; `m` for padding.
+        slot: `(blocks, chunks)` row of the block that the chunk is part of; past the last for padding. Of long rows
+            `(blocks,)`, which of them the block is part of.
     """
 
     index: jax.Array
     position: jax.Array
+    slot: jax.Array
 
 
 @pytree
 class Layout:
-    """One orientation of the entries: buckets, and where each row came to lie in their concatenation.
+    """One orientation of the entries.
 
     Attributes:
-        buckets: padded rows.
-        place: `(n,)` row -> place in the concatenated buckets; rows without entries point at an empty one.
-        count: `(n,)` entries of each row.
-        over: how the rows of every block are split over devices, `None` for not at all. The concatenation then goes
-            device by device.
+        blocks: of rows that fit one.
+        long: of rows that do not, several blocks for each; or `None`.
+        place: `(n,)` row -> its place among the slots of all blocks, then the long rows; one past the last for rows
+            without entries.
+        row: `(slots of all blocks and long rows,)` its inverse; `n` for none.
+        slots: rows that a block can hold.
+        num_long: places for long rows.
+        single: every chunk is a row, that of its own number.
+        over: how the blocks are split over devices, `None` for not at all.
     """
 
-    buckets: tuple[Bucket, ...]
+    blocks: Blocks
+    long: Blocks | None
     place: jax.Array
-    count: jax.Array
+    row: jax.Array
+    slots: int = jax.tree.static()
+    num_long: int = jax.tree.static()
+    single: bool = jax.tree.static()
     over: jax.sharding.NamedSharding | None = jax.tree.static(default=None)
 
     @property
-    def num_parts(self) -> int:
-        """Devices over which the rows of a block are split."""
-        return 1 if self.over is None else self.over.mesh.shape[self.over.spec[0]]
+    def entries_per_slot(self) -> float:
+        """Entries of a row at most, on average over a block."""
+        _, chunks, length = self.blocks.index.shape
+        return chunks * length / self.slots
 
-    def place_by_bucket(self) -> jax.Array:
-        """`place` in the concatenation bucket by bucket, whether or not the blocks are split."""
-        if self.over is None:
-            return self.place
-        parts, first = [], 0
-        for bucket in self.buckets:
-            blocks, rows, _ = bucket.index.shape
-            numbers = jnp.arange(first, first + blocks * rows, dtype=jnp.int32).reshape(blocks, rows)
-            parts.append(_by_part(numbers, self.num_parts))
-            first += blocks * rows
-        return jnp.append(jnp.concatenate(parts, axis=1), jnp.int32(first))[self.place]
+    def segments(self, slot: jax.Array) -> Segments:
+        """The rows of one block."""
+        return Segments(row=slot, num_rows=self.slots, single=self.single)
+
+    def chunks(self) -> tuple[jax.Array, jax.Array, Segments]:
+        """Index and position of all chunks, `(chunks, length)`, and their rows in row order."""
+        parts = [self.blocks] if self.long is None else [self.blocks, self.long]
+        length = self.blocks.index.shape[-1]
+        flat = lambda name: jnp.concatenate([getattr(part, name).reshape(-1, length) for part in parts])
+        blocks, chunks = self.blocks.slot.shape
+        first = self.slots * jnp.arange(blocks, dtype=jnp.int32)[:, None]
+        end = self.row.shape[0]
+        row = jnp.append(self.row, jnp.int32(self.num_rows))
+        place = jnp.where(self.blocks.slot < self.slots, first + self.blocks.slot, end).reshape(-1)
+        if self.long is not None:
+            owner = self.long.slot
+            long = jnp.where(owner < self.num_long, blocks * self.slots + owner, end)
+            place = jnp.concatenate([place, jnp.repeat(long, chunks)])
+        return flat("index"), flat("position"), Segments(row=row[place], num_rows=self.num_rows)
+
+    @property
+    def num_rows(self) -> int:
+        """`n`."""
+        return self.place.shape[0]
 
 
-def _bucket_lengths(counts: np.ndarray, overhead: float = 0.03) -> np.ndarray:
-    """Row lengths to pad to: the cheapest covering of the counts, where one more bucket costs 3 % of all entries.
+def _ladder(number: int, start: int = 1, ratio: float = 1.1) -> int:
+    """The first of a geometric series of integers that is at least this."""
+    step = start
+    while step < number:
+        step = max(step + 1, math.ceil(step * ratio))
+    return step
 
-    Exact by dynamic programming over at most a hundred candidate lengths.
-    """
-    top = int(counts.max())
-    ratio = np.unique(np.ceil(1.08 ** np.arange(0, np.log(top) / np.log(1.08) + 1)))
-    candidates = np.unique(np.minimum(np.ceil(ratio / 4) * 4, -(-top // 4) * 4).astype(int))
-    rows_up_to = np.searchsorted(np.sort(counts), candidates, side="right")
-    best = [0.0] + [np.inf] * len(candidates)
-    previous = [0] * (len(candidates) + 1)
-    fixed = overhead * counts.sum()
-    for j, length in enumerate(candidates, start=1):
-        for i in range(j):
-            rows = rows_up_to[j - 1] - (rows_up_to[i - 1] if i else 0)
-            cost = best[i] + rows * float(length) + fixed
-            if cost < best[j]:
-                best[j], previous[j] = cost, i
-    lengths, j = [], len(candidates)
-    while j:
-        lengths.append(candidates[j - 1])
-        j = previous[j]
-    return np.array(lengths[::-1])
+
+def _likely_chunks(m: int, n: int, length: int) -> float:
+    """Chunks of a random mask, or of rows of all lengths, whichever are more."""
+    mean = m / n
+    above = lambda x: math.erfc((x - mean) / math.sqrt(2 * mean)) / 2
+    of_random = sum(above(j * length + 0.5) for j in range(math.ceil((mean + 8 * math.sqrt(mean)) / length)))
+    return max(n * of_random, m / length + n / 2)
+
+
+# `device_put` in what follows, and not `jnp.asarray`, which compiles a copy for every shape.
 
 
 def build_layout(
-    n: int,
-    order: np.ndarray,
-    counts: np.ndarray,
-    other: np.ndarray,
-    num_other: int,
-    block_entries: int,
-    pad_to: int | None,
+    n: int, order: np.ndarray, counts: np.ndarray, other: np.ndarray, num_other: int, block_entries: int
 ) -> Layout:
     """Builds one orientation on the host: `order` lists the entries sorted by row, `counts` how many each has."""
-    m = len(order)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32)
-    present = np.flatnonzero(counts) if pad_to is None else np.arange(n)
-    present = present[np.argsort(counts[present], kind="stable")]
-    sizes = counts[present]
-    buckets, place, filled, first = [], np.zeros(n, np.int64), 0, 0
-    for length in _bucket_lengths(sizes) if pad_to is None else [pad_to]:
-        last = int(np.searchsorted(sizes, length, side="right"))
-        members = present[first:last]
-        first = last
-        if len(members) == 0:
-            continue
-        rows = max(1, min(len(members), block_entries // int(length)))
-        blocks = -(-len(members) // rows)
-        slots = np.arange(length, dtype=np.int32)
-        inside = slots < counts[members][:, None]
-        taken = order[(starts[members][:, None] + slots)[inside]]
-        position = np.full((blocks * rows, int(length)), m, np.int32)
-        index = np.full((blocks * rows, int(length)), num_other, np.int32)
-        position[: len(members)][inside] = taken
-        index[: len(members)][inside] = other[taken]
-        shape = (blocks, rows, int(length))
-        buckets.append(Bucket(index=jnp.asarray(index.reshape(shape)), position=jnp.asarray(position.reshape(shape))))
-        place[members] = filled + np.arange(len(members))
-        filled += blocks * rows
-    if pad_to is None:
-        place[counts == 0] = filled
+    m, mean = len(order), len(order) / n
+    length = min(8 * math.ceil((mean + 5 * math.sqrt(mean) + 5) / 8), num_other)
+    single = int(counts.max()) <= length <= block_entries and mean >= SINGLE_FILL * length
+    if not single:
+        length = min(next(size for up_to, size in CHUNKS if mean <= up_to), block_entries)
+    likely = n if single else _likely_chunks(m, n, length)
+    # All in one block, if it holds them with some to spare.
+    spare = 0 if single else 1 + 2 * math.sqrt(n)
+    chunks = max(1, min(block_entries // length, math.ceil(likely + spare)))
+    if single:
+        slots, blocks = chunks, -(-n // chunks)
+        place, first, in_long = np.arange(n), np.arange(n), np.zeros(n, bool)
+    else:
+        slots = min(chunks, 8 * math.ceil(chunks * n / likely / 8))
+        needed = -(-counts // length)
+        in_long = needed > chunks
+        place, first, used = _packed(np.where(in_long, 0, needed), chunks, slots)
+        # With room for what blocks of whole rows leave empty.
+        blocks = 1 if likely + spare <= chunks else math.ceil(1.05 * likely / chunks) + 1
+        blocks = _ladder(used, blocks)
+    starts = np.cumsum(counts) - counts
+    shape = (blocks, chunks, length)
+    place = np.where((counts > 0) & ~in_long, place, blocks * slots)
+
+    def filled(shape: tuple, rows: np.ndarray, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The entries of `rows` one after the other from `begin` on, in slots of this shape."""
+        index, position = np.full(shape, num_other, np.int32), np.full(shape, m, np.int32)
+        if len(rows) == n:  # all of them: no list of those that are meant
+            entries, sizes = order, counts
+        else:
+            sizes = counts[rows]
+            within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            entries = order[np.repeat(starts[rows], sizes) + within]
+        where = np.arange(len(entries)) + np.repeat(begin - (np.cumsum(sizes) - sizes), sizes)
+        index.reshape(-1)[where], position.reshape(-1)[where] = other[entries], entries
+        return index, position
+
+    short = np.flatnonzero(~in_long) if in_long.any() else np.arange(n)
+    index, position = filled(shape, short, first[short] * length)
+    if single:
+        slot = np.broadcast_to(np.arange(chunks, dtype=np.int32), shape[:2])
+    else:
+        slot = np.full(blocks * chunks, slots, np.int32)
+        sizes = np.where(in_long, 0, -(-counts // length))
+        where = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+        slot[where] = np.repeat(place % slots, sizes)
+        slot = slot.reshape(shape[:2])
+    main = Blocks(index=jax.device_put(index), position=jax.device_put(position), slot=jax.device_put(slot))
+    long, num_long = None, 0
+    if in_long.any():
+        rows = np.flatnonzero(in_long)
+        parts = -(-counts[rows] // (chunks * length))
+        num_long, total = _ladder(len(rows), ratio=2), _ladder(int(parts.sum()), ratio=1.5)
+        begin = (np.cumsum(parts) - parts) * chunks * length
+        index, position = filled((total, chunks, length), rows, begin)
+        owner = np.full(total, num_long, np.int32)
+        owner[: parts.sum()] = np.repeat(np.arange(len(rows)), parts)
+        place[rows] = blocks * slots + np.arange(len(rows))
+        long = Blocks(index=jax.device_put(index), position=jax.device_put(position), slot=jax.device_put(owner))
+    place[counts == 0] = blocks * slots + num_long
+    row = np.full(blocks * slots + num_long + 1, n, np.int32)
+    row[place[counts > 0]] = np.flatnonzero(counts)
     return Layout(
-        buckets=tuple(buckets),
-        place=jnp.asarray(place.astype(np.int32)),
-        count=jnp.asarray(counts.astype(np.int32)),
+        blocks=main,
+        long=long,
+        place=jax.device_put(place.astype(np.int32)),
+        row=jax.device_put(row[:-1]),
+        slots=slots,
+        num_long=num_long,
+        single=single,
     )
 
 
-def pad_one(x: jax.Array) -> jax.Array:
-    """Appends a zero row, which padded positions point at: cheaper than a mask."""
-    return jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
+def _packed(needed: np.ndarray, chunks: int, slots: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Place among the slots of all blocks and first chunk of each row that needs some, and the number of blocks."""
+    place, first = np.zeros(len(needed), np.int64), np.zeros(len(needed), np.int64)
+    order = np.random.default_rng(0).permutation(len(needed))
+    order = order[needed[order] > 0]
+    ends = np.cumsum(needed[order])
+    begin, block = 0, 0
+    while begin < len(order):
+        taken = ends[begin] - needed[order[begin]]
+        end = min(int(np.searchsorted(ends, taken + chunks, side="right")), begin + slots)
+        rows = order[begin:end]
+        place[rows] = block * slots + np.arange(end - begin)
+        first[rows] = block * chunks + ends[begin:end] - needed[rows] - taken
+        begin, block = end, block + 1
+    return place, first, block
 
 
-def map_rows(layout: Layout, block: Callable[..., Any], data: tuple[Any, ...] | None = None) -> Any:
-    """Applies `block` to every block of every bucket; returns its results by device, `(num_parts, places, ...)`.
+def map_rows(
+    layout: Layout,
+    sums: Callable[..., tuple],
+    finish: Callable[..., Any] = lambda _, *sums: sums,
+    misfit: Callable[..., jax.Array] | None = None,
+    *,
+    given: Any = (),
+    data: tuple[tuple, tuple] = ((), ()),
+    block: Callable[..., Any] | None = None,
+) -> tuple[Any, jax.Array]:
+    """Sums over the entries of each row, and what is computed of them, block by block.
 
-    `data` holds, for every bucket, arrays of the shape of its index; `block` then gets their block too.
+    Args:
+        layout: of the rows.
+        sums: from `given`, `Blocks` without its first axis, and the data of its entries: arrays `(chunks, ...)` to sum
+            over the chunks of each row.
+        finish: from `given` and these sums `(rows, ...)` the result of each row, a pytree of `(rows, ...)`.
+        misfit: from `given`, the block, its data and the result of the row of each chunk one number for each chunk.
+        given: whatever arrays these need, the same for all rows; they may close over none.
+        data: arrays of the shape of the index of `blocks`, and of `long`.
+        block: from `given`, the block and its data, in place of `sums`, `finish` and `misfit` for rows that fit one:
+            the results of its rows and one number.
 
-    The buckets are chained by a data dependence: XLA on a CPU otherwise starts them side by side, each with all
-    threads, and has been seen to hang.
+    Returns:
+        The results in row order, `(n, ...)`, zero for rows without entries, and the sum of the misfits.
     """
-    results, token, count = [], None, layout.num_parts
-    for number, bucket in enumerate(layout.buckets):
-        parts = (bucket,) if data is None else (bucket, data[number])
-        if token is not None:
-            parts, _ = jax.lax.optimization_barrier((parts, token))
-        out = jax.lax.map(lambda part: block(*part), parts)
-        first = jax.tree.leaves(out)[0]
-        # One number of each row: a single one would have to be sent from the device that holds it.
-        token = first[(0, slice(None)) + (0,) * (first.ndim - 2)]
-        results.append(jax.tree.map(lambda x: _by_part(x, count), out))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *results)
+
+    def ordinary(given: Any, part: Blocks, values: tuple) -> tuple[Any, jax.Array]:
+        if block is not None:
+            return block(given, part, values)
+        rows = layout.segments(part.slot)
+        found = finish(given, *(rows.gather(x) for x in sums(given, part, values)))
+        if misfit is None:
+            return found, jnp.zeros(())
+        return found, jnp.sum(misfit(given, part, values, rows.spread(found)))
+
+    def filled(given: Any, part: Blocks, values: tuple) -> tuple[Any, jax.Array]:
+        if layout.single:
+            return ordinary(given, part, values)
+        # Blocks at the end may be empty: their number is that of the worst mask.
+        shapes = jax.eval_shape(ordinary, given, part, values)
+        empty = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.cond(part.slot[0] < layout.slots, lambda: ordinary(given, part, values), empty)
+
+    def work(given: Any, blocks: tuple, long: Any, add: Callable[[jax.Array], jax.Array]) -> tuple:
+        rows, total = jax.lax.map(lambda part: filled(given, *part), blocks)
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+        total = jnp.sum(total)
+        if long is None:
+            return rows, None, add(total)
+        # One thing after the other: XLA on a CPU otherwise starts loops side by side, each with all threads, and has
+        # been seen to hang.
+        long, _ = jax.lax.optimization_barrier((long, total))
+        parts = jax.lax.map(lambda part: tuple(jnp.sum(x, axis=0) for x in sums(given, *part)), long)
+        owner = long[0].slot
+        whole = lambda x, owner=owner: jnp.zeros((layout.num_long + 1, *x.shape[1:]), x.dtype).at[owner].add(x)[:-1]
+        found = finish(given, *(add(whole(x)) for x in parts))
+        if misfit is not None:
+            one = lambda part, misfit=misfit: jnp.sum(misfit(given, *part, pad_one(found)[part[0].slot][None]))
+            long, _ = jax.lax.optimization_barrier((long, found))
+            total = total + jnp.sum(jax.lax.map(one, long))
+        return rows, found, add(total)
+
+    blocks = (layout.blocks, data[0])
+    long = None if layout.long is None else (layout.long, data[1])
+    if layout.over is None:
+        rows, found, total = work(given, blocks, long, lambda x: x)
+    else:
+        (axis,), mesh = layout.over.spec, layout.over.mesh
+        split, whole = PartitionSpec(axis), PartitionSpec()
+        rows, found, total = jax.shard_map(
+            lambda given, blocks, long: work(given, blocks, long, lambda x: jax.lax.psum(x, axis)),
+            mesh=mesh,
+            in_specs=(whole, split, split),
+            out_specs=(split, whole, whole),
+            check_vma=False,
+        )(given, blocks, long)
+        # The only communication of a half step: every device gets what the others computed, once.
+        rows = jax.lax.with_sharding_constraint(rows, jax.sharding.NamedSharding(mesh, whole))
+    if found is not None:
+        rows = jax.tree.map(lambda *x: jnp.concatenate(x), rows, found)
+    return jax.tree.map(lambda x: pad_one(x)[layout.place], rows), total
 
 
-def _by_part(x: jax.Array, count: int) -> jax.Array:
-    """`(blocks, count * rows, ...)` -> `(count, blocks * rows, ...)`: what each device holds, side by side."""
-    x = jnp.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
-    return x.reshape(count, -1, *x.shape[3:])
-
-
-def in_row_order(layout: Layout, x: jax.Array) -> jax.Array:
-    """One row for each row of the matrix, from what `map_rows` returned.
-
-    The only communication of a half step: every device gets what the others computed, once.
-    """
-    if layout.over is not None:
-        # The first constraint keeps the compiler from gathering bucket by bucket.
-        x = jax.lax.with_sharding_constraint(x, layout.over)
-        x = jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(layout.over.mesh, PartitionSpec()))
-    return pad_one(x.reshape(-1, *x.shape[2:]))[layout.place]
-
-
-def in_buckets(layout: Layout, x: jax.Array) -> tuple[jax.Array, ...]:
-    """One row of `x` for each row of the layout, `(blocks, rows, k)` for every bucket; the way back from both."""
-    count = layout.num_parts
-    sizes = [bucket.index.shape[0] * bucket.index.shape[1] // count for bucket in layout.buckets]
-    # Rows without entries share the place behind the last bucket.
-    placed = jnp.zeros((count * sum(sizes) + 1, *x.shape[1:]), x.dtype).at[layout.place].set(x)
-    placed = placed[:-1].reshape(count, sum(sizes), *x.shape[1:])
-    parts, first = [], 0
-    for bucket, size in zip(layout.buckets, sizes, strict=True):
-        blocks, rows, _ = bucket.index.shape
-        part = placed[:, first : first + size].reshape(count, blocks, rows // count, *x.shape[1:])
-        parts.append(jnp.moveaxis(part, 0, 1).reshape(blocks, rows, *x.shape[1:]))
-        first += size
-    return tuple(parts)
+def in_slots(layout: Layout, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One row of `x` `(n, ...)` for each slot of `blocks`, `(blocks, slots, ...)`, and for each long row."""
+    rows = pad_one(x)[layout.row]
+    end = rows.shape[0] - layout.num_long
+    return rows[:end].reshape(-1, layout.slots, *x.shape[1:]), rows[end:]
 
 
 def counting_sort(index: np.ndarray, bound: int) -> np.ndarray:

@@ -7,21 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax._checks import as_array, check_choice, check_count, check_indices, check_real, check_shape, on_host
-from lrjax._pytree import pytree
+from lrjax._pytree import cast_floats, pytree, replace
 from lrjax.factors import matmul
+from lrjax.linalg.segments import pad_one
 from lrjax.linalg.sketched_rows import solve_rows_sketched
 from lrjax.operators.base import Operator
 from lrjax.operators.layout import (
     BLOCK_ENTRIES,
     BLOCK_ENTRIES_ELSEWHERE,
-    Bucket,
+    Blocks,
     Layout,
     build_layout,
     counting_sort,
-    in_buckets,
-    in_row_order,
+    in_slots,
     map_rows,
-    pad_one,
 )
 
 
@@ -29,8 +28,9 @@ from lrjax.operators.layout import (
 class SampledEntries(Operator):
     """A list of entries, up to tens of millions, laid out twice: by rows and by columns.
 
-    Built on the host by `build`; the layout (rows of similar length padded together, in blocks that fit the
-    cache) makes the half steps of alternating minimization and both adjoint products run over contiguous blocks.
+    Built on the host by `build`; the layout (rows cut into chunks, in blocks that fit the cache) makes the half steps
+    of alternating minimization and both adjoint products run over contiguous blocks. Its shapes hardly depend on the
+    mask: operators of one size and number of entries nearly always share one compiled program.
     For small problems whose mask changes inside a transformation use `EntryMask`.
 
     Attributes:
@@ -63,7 +63,6 @@ class SampledEntries(Operator):
         *,
         duplicates: str = "refuse",
         block_entries: int | None = None,
-        pad_to: int | None = None,
     ) -> tuple["SampledEntries", jax.Array]:
         """Sorts and lays out the entries on the host.
 
@@ -73,11 +72,8 @@ class SampledEntries(Operator):
             values: `(m,)` real floating, finite; the dtype of the returned measurements.
             shape: `(n1, n2)`.
             duplicates: what to do with an entry given more than once: `"refuse"`, `"sum"` or `"mean"`.
-            block_entries: entries worked on at a time; default what fits the cache of a CPU (8192) or fills another
+            block_entries: entries worked on at a time; default what fits the cache of a CPU (16384) or fills another
                 device (262144).
-            pad_to: pad every row and column to this many entries. Masks with equally many entries then have layouts of
-                one shape and share one compile, at the price of the padding; by default rows of similar
-                length are padded together, which depends on the mask.
 
         Returns:
             The operator, and `y`, the values in its order (by row, then column; duplicates merged).
@@ -103,9 +99,6 @@ class SampledEntries(Operator):
         if block_entries is None:
             block_entries = BLOCK_ENTRIES.get(jax.default_backend(), BLOCK_ENTRIES_ELSEWHERE)
         block_entries = check_count("block_entries", block_entries)
-        pad_to = None if pad_to is None else check_count("pad_to", pad_to)
-        if pad_to is not None and pad_to < (most := _most(rows, cols, n1, n2)):
-            raise ValueError(f"pad_to must be at least the {most} entries of the fullest row or column; got {pad_to}")
         by_col = counting_sort(cols, n2)
         order = by_col[counting_sort(rows[by_col], n1)]
         rows, cols, values = rows[order], cols[order], values[order]
@@ -114,29 +107,23 @@ class SampledEntries(Operator):
             rows, cols, values = _merge(rows, cols, values, fresh, duplicates)
         by_col = counting_sort(cols, n2)
         operator = SampledEntries(
-            rows=jnp.asarray(rows),
-            cols=jnp.asarray(cols),
+            rows=jax.device_put(rows),
+            cols=jax.device_put(cols),
             by_row=build_layout(
-                n1,
-                np.arange(len(rows), dtype=np.int32),
-                np.bincount(rows, minlength=n1),
-                cols,
-                n2,
-                block_entries,
-                pad_to,
+                n1, np.arange(len(rows), dtype=np.int32), np.bincount(rows, minlength=n1), cols, n2, block_entries
             ),
-            by_col=build_layout(n2, by_col, np.bincount(cols, minlength=n2), rows, n1, block_entries, pad_to),
+            by_col=build_layout(n2, by_col, np.bincount(cols, minlength=n2), rows, n1, block_entries),
             matrix_shape=(n1, n2),
         )
         return operator, as_array("values", values)
 
     def shard(self, mesh: jax.sharding.Mesh, axis: str) -> "SampledEntries":
-        """The same operator with every block of rows split over one axis of a mesh, everything else on all devices.
+        """The same operator with its blocks split over one axis of a mesh, everything else on all devices.
 
-        A half step then solves the rows of a block on all devices at once and gathers the factor afterwards. Two host
+        A half step then solves as many blocks on each device and gathers the factor afterwards. Two host
         devices (`jax.config.update("jax_num_cpu_devices", 2)` before anything else) use both cores of a small machine.
 
-        Any number of rows goes over any number of devices: what does not divide evenly is padded with empty rows.
+        Any number of rows goes over any number of devices: what does not divide evenly is padded with empty blocks.
 
         Args:
             mesh: devices, also those of other processes; factors and measurements stay replicated over it.
@@ -156,7 +143,7 @@ class SampledEntries(Operator):
         # Automatic axes: the compiler places what follows, whatever kind of mesh the caller has.
         mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, axis))
+        split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
         count, m = mesh.shape[axis], self.num_measurements
 
         def put(array: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
@@ -164,33 +151,33 @@ class SampledEntries(Operator):
             host = np.asarray(array)
             return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
+        def spread(part: Blocks, num_other: int, no_row: int, more: int) -> Blocks:
+            """The blocks, and so many empty ones behind them."""
+            padded = lambda x, fill: np.pad(np.asarray(x), ((0, more), *[(0, 0)] * (x.ndim - 1)), constant_values=fill)
+            slot = padded(part.slot, no_row)
+            return Blocks(
+                index=put(padded(part.index, num_other), split),
+                position=put(padded(part.position, m), split),
+                slot=put(slot, split),
+            )
+
         def divide(layout: Layout, num_other: int) -> Layout:
-            """As many rows of every block on each device as one device had before, or fewer."""
-            sizes, place = [bucket.index.shape for bucket in layout.buckets], np.asarray(layout.place)
-            starts = np.cumsum([0, *(b * r for b, r, _ in sizes)])
-            # A bucket is filled from the front, so that its padding can be left out and begun anew.
-            used = np.diff(np.searchsorted(np.sort(place), starts)).tolist()
-            blocks = [-(-n // (r * count)) for n, (_, r, _) in zip(used, sizes, strict=True)]
-            each = [-(-n // (new * count)) for n, new in zip(used, blocks, strict=True)]
-            held = sum(new * rows for new, rows in zip(blocks, each, strict=True))
-            buckets, moved, first = [], np.full_like(place, count * held), 0
-            for bucket, start, n, new, rows in zip(layout.buckets, starts[:-1], used, blocks, each, strict=True):
-                shape = (new, count * rows, bucket.index.shape[2])
-
-                def cut(x: jax.Array, fill: int, n=n, shape=shape) -> jax.Array:
-                    flat = np.full((shape[0] * shape[1], shape[2]), fill, np.int32)
-                    flat[:n] = np.asarray(x).reshape(-1, shape[2])[:n]
-                    return put(flat.reshape(shape), split)
-
-                buckets.append(Bucket(index=cut(bucket.index, num_other), position=cut(bucket.position, m)))
-                here = (place >= start) & (place < start + n)
-                block, within = np.divmod(place[here] - start, count * rows)
-                device, row = np.divmod(within, rows)
-                moved[here] = device * held + first + block * rows + row
-                first += new * rows
-            over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
-            return Layout(
-                buckets=tuple(buckets), place=put(moved, everywhere), count=put(layout.count, everywhere), over=over
+            """As many blocks on each device."""
+            blocks = layout.blocks.index.shape[0]
+            more, end = -blocks % count, blocks * layout.slots
+            place, row = np.asarray(layout.place), np.asarray(layout.row)
+            place = np.where(place >= end, place + more * layout.slots, place)
+            row = np.insert(row, [end] * (more * layout.slots), layout.num_rows)
+            long = layout.long
+            if long is not None:
+                long = spread(long, num_other, layout.num_long, -long.index.shape[0] % count)
+            return replace(
+                layout,
+                blocks=spread(layout.blocks, num_other, layout.slots, more),
+                long=long,
+                place=put(place, everywhere),
+                row=put(row, everywhere),
+                over=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis)),
             )
 
         n1, n2 = self.matrix_shape
@@ -260,10 +247,6 @@ class SampledEntries(Operator):
         return _solve(self.by_col, left, data[1], row)
 
 
-def _most(rows: np.ndarray, cols: np.ndarray, n1: int, n2: int) -> int:
-    return int(max(np.bincount(rows, minlength=n1).max(), np.bincount(cols, minlength=n2).max()))
-
-
 def _indices(name: str, values: Any, bound: int) -> np.ndarray:
     values = on_host(name, check_indices(name, values, bound))
     if values.ndim != 1:
@@ -286,56 +269,64 @@ def _merge(rows, cols, values, fresh, duplicates):
 
 
 def _weighted_sum(layout: Layout, z: jax.Array, other: jax.Array) -> jax.Array:
-    z, other = pad_one(z), pad_one(other)
-    block = lambda b: matmul(z[b.position][:, None], other[b.index])[:, 0]
-    return in_row_order(layout, map_rows(layout, block))
+    def sums(given: tuple[jax.Array, jax.Array], part: Blocks, _: tuple) -> tuple[jax.Array]:
+        z, other = given
+        return (matmul(z[part.position][:, None], other[part.index])[:, 0],)
+
+    return map_rows(layout, sums, given=(pad_one(z), pad_one(other)))[0][0]
 
 
-def _arrange(layout, y, weights):
+def _arrange(layout: Layout, y: jax.Array, weights: jax.Array | None) -> tuple[tuple, tuple]:
     padded = [pad_one(y)] if weights is None else [pad_one(y), pad_one(weights)]
-    return tuple(tuple(x[bucket.position] for x in padded) for bucket in layout.buckets)
+    both = (layout.blocks, layout.long)
+    first, second = (() if part is None else tuple(x[part.position] for x in padded) for part in both)
+    return first, second
 
 
-def _solve(layout, factor, data, row):
+def _solve(layout: Layout, factor: jax.Array, data: tuple[tuple, tuple], row: Any) -> tuple[jax.Array, jax.Array]:
     free, fixed = row.split(factor)
-    free, fixed = pad_one(free), None if fixed is None else pad_one(fixed)
-    k, patterns = factor.shape[1], {}
-    if row.sketched is not None:
-        # The pattern of each length is drawn once, outside the loop over its blocks.
-        lengths = {bucket.index.shape[2] for bucket in layout.buckets}
-        patterns = {length: found for length in lengths if (found := row.sketched.pattern(length, k)) is not None}
-        data = tuple(zip(data, in_buckets(layout, row.split(row.sketched.start)[0]), strict=True))
+    n, k = factor.shape
+    sketch = None
+    if row.sketched is not None and row.sketched.worth(layout.entries_per_slot, k):
+        _, chunks, length = layout.blocks.index.shape
+        sketch = row.sketched.pattern(chunks, length, k)
+        start, _ = in_slots(layout, row.split(row.sketched.start)[0])
+        data = ((*data[0], start), data[1])
+    given = cast_floats((pad_one(free), None if fixed is None else pad_one(fixed), row, sketch), factor.dtype)
 
-    def block(bucket: Bucket, values: tuple) -> tuple[jax.Array, jax.Array]:
-        if row.sketched is None:
-            return exact(bucket, values)
-        values, start = values
-        if bucket.index.shape[1] not in patterns:
-            return exact(bucket, values)
-        order, signs = patterns[bucket.index.shape[1]]
-        index, (y, *weights) = bucket.index[:, order], (x[:, order] for x in values)
-        a = free[index]
-        y = y if fixed is None else y - fixed[index]
-        w = weights[0] if weights else None
-        count = jnp.sum(index < factor.shape[0] if w is None else w > 0, axis=1)
-        square = jnp.sum(a * a, axis=2)
-        shift = row.shift(jnp.sum(square if w is None else w * square, axis=1), k, count)
-        return solve_rows_sketched(a, y, w, shift, row.free_mask(k, a.dtype), signs, start, row.sketched)
-
-    def exact(bucket: Bucket, values: tuple) -> tuple[jax.Array, jax.Array]:
+    def entries(given: tuple, index: jax.Array, values: tuple) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        free, fixed, *_ = given
         y, *weights = values
-        a = free[bucket.index]
-        y = y if fixed is None else y - fixed[bucket.index]
-        aw = a * weights[0][..., None] if weights else a
-        # Transposed for real, not by index order: that makes the small products a third faster on a CPU.
-        transposed = jax.lax.optimization_barrier(jnp.swapaxes(aw, 1, 2))
-        gram, rhs = matmul(transposed, a), matmul(transposed, y[..., None])[..., 0]
-        on = weights[0] > 0 if weights else bucket.index < factor.shape[0]
-        solution = row.solve(gram, rhs, jnp.sum(on, axis=1))
-        # While the gathered rows are in cache, what a separate pass over the entries would cost as much as a half step.
-        square = (matmul(a, solution[..., None])[..., 0] - y) ** 2
-        return solution, jnp.sum(weights[0] * square if weights else square, axis=1)
+        return free[index], y if fixed is None else y - fixed[index], weights[0] if weights else None
 
-    solution, square = map_rows(layout, block, data)
-    # Padding has no misfit, so the sum needs no row order.
-    return row.finish(in_row_order(layout, solution)), jnp.sum(square)
+    # Those of positive weight count.
+    counted = lambda index, w: jnp.sum(index < n if w is None else w > 0, axis=1)
+
+    def sums(given: tuple, part: Blocks, values: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+        a, y, w = entries(given, part.index, values)
+        # Transposed for real, not by index order: that makes the small products a third faster on a CPU.
+        transposed = jax.lax.optimization_barrier(jnp.swapaxes(a if w is None else a * w[..., None], 1, 2))
+        return matmul(transposed, a), matmul(transposed, y[..., None])[..., 0], counted(part.index, w)
+
+    def finish(given: tuple, gram: jax.Array, rhs: jax.Array, count: jax.Array) -> jax.Array:
+        return given[2].solve(gram, rhs, count)
+
+    def misfit(given: tuple, part: Blocks, values: tuple, mine: jax.Array) -> jax.Array:
+        # While the gathered rows are in cache, what a separate pass over the entries would cost as much as a half step.
+        a, y, w = entries(given, part.index, values)
+        square = (matmul(a, mine[..., None])[..., 0] - y) ** 2
+        return jnp.sum(square if w is None else w * square, axis=1)
+
+    def block(given: tuple, part: Blocks, values: tuple) -> tuple[jax.Array, jax.Array]:
+        (*_, row, (order, sketch)), (*data, start) = given, values
+        index = part.index[:, order]
+        a, y, w = entries(given, index, tuple(x[:, order] for x in data))
+        rows, square = layout.segments(part.slot), jnp.sum(a * a, axis=2)
+        diagonal = rows.gather(jnp.sum(square if w is None else w * square, axis=1))
+        shift = row.shift(diagonal, k, rows.gather(counted(index, w)))
+        x, left = solve_rows_sketched(a, y, w, rows, shift, row.free_mask(k, a.dtype), sketch, start, row.sketched)
+        return x, jnp.sum(left)
+
+    way = block if sketch is not None else None
+    solution, square = map_rows(layout, sums, finish, misfit, given=given, data=data, block=way)
+    return row.finish(solution), square

@@ -342,7 +342,6 @@ _BUILDERS: dict[str, tuple[Callable, dict, dict]] = {
             "shape": odd_shape,
             "duplicates": odd_choice,
             "block_entries": odd_count,
-            "pad_to": odd_count,
         },
     ),
     "mask": (
