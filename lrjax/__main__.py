@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 import lrjax as lr
-from lrjax import _delimited, _demo, _entries, _results, _tables
+from lrjax import _cache, _delimited, _demo, _entries, _results, _tables
 
 # Ridges that are tried, times the ridge at which noise of the size of the values alone would leave no column.
 RIDGES = (1.0, 0.5, 0.2, 0.1, 0.03, 0.01, 0.001)
@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, or 2 after an error, which is told in one line."""
     given = _parser().parse_args(arguments)
     try:
-        return _demo.demo(given.out) if given.command == "demo" else complete_file(given)
+        with _cache.kept_programs(_cache.chosen_folder(given.cache)):
+            return _demo.demo(given.out) if given.command == "demo" else complete_file(given)
     except (ValueError, OSError, MemoryError, lr.status.SolveError) as error:
         print(f"lrjax {given.command}: {_told(error)}", file=sys.stderr)
         return 2
@@ -85,6 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("--decimal", choices=(".", ","), default=".", help="decimal sign (default: a point)")
     fill.add_argument("--encoding", help="of text files (default: UTF-8)")
     fill.add_argument("--overwrite", action="store_true", help="replace files in --out")
+    for command in (demo_parser, fill):
+        command.add_argument(
+            "--cache",
+            metavar="FOLDER",
+            help=f"where compiled programs are kept for the next run, or off (default: {_cache.VARIABLE}, else the "
+            "user's cache folder)",
+        )
     return parser
 
 

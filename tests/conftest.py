@@ -11,6 +11,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The command line would keep what the tests compile in the user's cache folder.
+os.environ.setdefault("LRJAX_CACHE", "off")
 
 # The tests compile far more than they compute. Turning off one code generator of XLA saves a third of that time; the
 # flag is known to exist in these releases, and an unknown one would stop the process.

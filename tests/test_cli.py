@@ -2,10 +2,13 @@
 
 import csv
 import re
+import sys
 
+import jax
 import numpy as np
 import pytest
 
+from lrjax import _cache
 from lrjax.__main__ import main
 
 
@@ -160,3 +163,47 @@ def test_demo_draws_its_figure_and_beats_its_baselines(tmp_path, capsys):
     squared = float(out.split("squared loss: ")[1].split()[0])
     assert huber > squared + 2
     assert float(out.split("method: error ")[1].split()[0]) < 1e-5
+
+
+@pytest.fixture
+def small(tmp_path):
+    _table(tmp_path / "in.csv")
+    options = ["--rank", "2", "--ridge", "0", "--no-biases", "--steps", "3", "--holdout", "0", "--overwrite"]
+    return lambda *more: main(["complete", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out"), *options, *more])
+
+
+def test_compiled_programs_are_kept_where_it_is_said(tmp_path, capsys, monkeypatch, small):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("LRJAX_CACHE", str(tmp_path / "variable"))
+    assert small() == 0
+    assert any((tmp_path / "variable").iterdir())
+    jax.clear_caches()
+    assert small("--cache", str(tmp_path / "option")) == 0
+    kept = [path for path in (tmp_path / "option").iterdir() if path.name.endswith("-cache")]
+    assert kept
+    assert jax.config.jax_compilation_cache_dir == before
+    # Damaged: one line, and the answer.
+    first = _predictions(tmp_path / "out")
+    for path in kept:
+        path.write_bytes(b"damaged")
+    jax.clear_caches()
+    capsys.readouterr()
+    assert small("--cache", str(tmp_path / "option")) == 0
+    assert capsys.readouterr().err.count("is damaged or full") == 1
+    assert _predictions(tmp_path / "out") == first
+
+
+def test_a_cache_that_cannot_be_is_one_line(tmp_path, capsys, monkeypatch, small):
+    (tmp_path / "file").write_text("")
+    assert small("--cache", str(tmp_path / "file")) == 0
+    said = capsys.readouterr().err
+    assert said.count("compiled programs are not kept") == 1
+    assert str(tmp_path / "file") in said
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("LRJAX_CACHE", raising=False)
+    assert small("--cache", "off") == 0
+    assert not (tmp_path / "home").exists()
+    assert _cache.chosen_folder(None) == tmp_path / "home" / "lrjax" / "programs"
+    monkeypatch.setenv("LRJAX_CACHE", "off")
+    assert _cache.chosen_folder(None) is None
