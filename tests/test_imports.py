@@ -33,6 +33,7 @@ LAYERS = (
         "_fits",
         "_grids",
         "_labelled",
+        "_cache",
         "_delimited",
         "_demo",
         "_entries",

@@ -234,14 +234,9 @@ class AlternatingMinimization:
             return jnp.asarray(False)
         weights, (n1, n2), dtype = problem.effective_weights(), problem.shape, problem.y.dtype
         on = jnp.ones_like(problem.y) if weights is None else (weights > 0).astype(dtype)
-        op = problem.operator
-        if isinstance(op, SampledEntries):
-            # Not by its products: two loops over blocks more to compile.
-            per_row, per_col = jnp.zeros(n1, dtype).at[op.rows].add(on), jnp.zeros(n2, dtype).at[op.cols].add(on)
-        else:
-            per_row = op.adjoint_matmul(on, jnp.ones((n2, 1), dtype))[:, 0]
-            per_col = op.adjoint_rmatmul(on, jnp.ones((n1, 1), dtype))[:, 0]
-        count = jnp.round(jnp.concatenate([per_row, per_col]))
+        per_row = problem.operator.adjoint_matmul(on, jnp.ones((n2, 1), dtype))
+        per_col = problem.operator.adjoint_rmatmul(on, jnp.ones((n1, 1), dtype))
+        count = jnp.round(jnp.concatenate([per_row, per_col])[:, 0])
         columns = jnp.asarray(self.max_rank if self.rank is None else self.rank, dtype) - (1 if self.biases else 0)
         return jnp.any(under_determined(count, columns, jnp.asarray(self.ridge, dtype)) & (count > 0))
 
