@@ -146,7 +146,7 @@ def _gap(problem: Problem, key: jax.Array, *, max_rank: int) -> RankSelection:
 
 
 def _split(problem: Problem, holdout: jax.Array, key: jax.Array):
-    """Weights of all measurements and of those to train on, held-out losses of a residual, and their sum at zero."""
+    """Weights of all measurements and of those to train on, held-out losses of factors, and their sum at zero."""
     y = problem.y
     held = jax.random.uniform(key, y.shape, y.dtype) < holdout
     weights = problem.effective_weights()

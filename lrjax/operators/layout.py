@@ -118,9 +118,6 @@ def _likely_chunks(m: int, n: int, length: int) -> float:
     return max(n * of_random, m / length + n / 2)
 
 
-# `device_put` in what follows, and not `jnp.asarray`, which compiles a copy for every shape.
-
-
 def build_layout(
     n: int, order: np.ndarray, counts: np.ndarray, other: np.ndarray, num_other: int, block_entries: int
 ) -> Layout:
@@ -146,6 +143,7 @@ def build_layout(
         blocks = 1 if likely + spare <= chunks else math.ceil(1.05 * likely / chunks) + 1
         blocks = _ladder(used, blocks)
     starts = np.cumsum(counts) - counts
+    # Below, `device_put` and not `jnp.asarray`, which compiles a copy for every shape.
     shape = (blocks, chunks, length)
     place = np.where((counts > 0) & ~in_long, place, blocks * slots)
 
@@ -254,7 +252,7 @@ def map_rows(
     def filled(given: Any, part: Blocks, values: tuple) -> tuple[Any, jax.Array]:
         if layout.single:
             return ordinary(given, part, values)
-        # Blocks at the end may be empty: their number is that of the worst mask.
+        # Blocks at the end may be empty: there are some to spare for other masks.
         shapes = jax.eval_shape(ordinary, given, part, values)
         empty = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.cond(part.slot[0] < layout.slots, lambda: ordinary(given, part, values), empty)
