@@ -210,11 +210,11 @@ def _eliminate(own: jax.Array, kept: jax.Array, w_own: jax.Array, w_kept: jax.Ar
     # The right hand side is zero but for the first row.
     image = jnp.where(known_kept, q[0].conj() * (unit / jnp.sqrt(weight)), 0)
     v = solve_triangular(reduced, image[:, None])[:, 0]
-    errors = h * (unit - jnp.vdot(w, v)) / weight
+    errors = h * (unit - jnp.vdot(w, v, precision="highest")) / weight
     images = errors - jnp.einsum("bek,k->be", within, v, precision="highest")
     u = solve_triangular(r, images[:, :, None])[:, :, 0]
-    # Least squares leaves the constraint short by what the noise costs.
-    value = (jnp.vdot(w_own, u) + jnp.vdot(w_kept, v)) / unit
+    by_own, by_kept = jnp.vdot(w_own, u, precision="highest"), jnp.vdot(w_kept, v, precision="highest")
+    value = (by_own + by_kept) / unit
     value = jnp.where(value != 0, value, 1)
     return u / value, v / value
 

@@ -24,7 +24,7 @@ from lrjax._fits import TransitionFit as TransitionFit
 from lrjax._fits import fit_rate as fit_rate
 from lrjax._fits import fit_transition as fit_transition
 from lrjax._units import norm
-from lrjax.factors import Factors, as_factors
+from lrjax.factors import Factors, as_factors, matmul
 from lrjax.linalg.guarded import qr, singular_values
 from lrjax.operators.base import Operator, check_operator
 from lrjax.sketching import leverage_scores as leverage_scores
@@ -226,7 +226,7 @@ def sign_rip(
         seen = number("size", size, seen.dtype) * seen
         d = operator.adjoint(jnp.sign(seen if noise is None else seen - noise.astype(seen.dtype))) / float(m)
         d = (d + d.T) / 2 if symmetric else d
-        x = left @ right.T
+        x = matmul(left, right.T)
         scale = jnp.sum(d * x)
         # The best unit Y of the rank is the truncated SVD: its product is the norm of the leading singular values.
         return scale, norm(singular_values(d - scale * x)[:rank])

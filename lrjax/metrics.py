@@ -83,7 +83,7 @@ def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     estimate, truth = estimate / unit_of(estimate), truth / unit_of(truth)
     square = jnp.sum(jnp.abs(estimate) ** 2)
     # `vdot` conjugates the first argument.
-    product = jnp.vdot(estimate, truth)
+    product = jnp.vdot(estimate, truth, precision="highest")
     factor = product / jnp.where(square > 0, square, 1).astype(product.dtype)
     # The difference itself: one minus the squared cosine would lose half the digits.
     size = lambda x: root(jnp.sum(jnp.abs(x) ** 2))

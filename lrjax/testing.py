@@ -13,6 +13,10 @@ from lrjax.factors import Factors
 from lrjax.problem import Problem
 
 
+def _vdot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.vdot(a, b, precision="highest")
+
+
 def check_adjoint(operator: Any, key: jax.Array, *, dtype: Any = None, rank: int = 2) -> None:
     """Asserts that all five methods of an operator describe one linear map and its adjoint.
 
@@ -39,7 +43,7 @@ def check_adjoint(operator: Any, key: jax.Array, *, dtype: Any = None, rank: int
     y = operator.forward(left, right)
     assert y.shape == (m,), f"{name}: forward returned shape {y.shape}, expected {(m,)}"
     assert y.dtype == dtype, f"{name}: forward turned {dtype} into {y.dtype}"
-    size = float(jnp.linalg.norm(y) * jnp.linalg.norm(z)) + float(jnp.vdot(jnp.abs(y), jnp.abs(z)))
+    size = float(jnp.linalg.norm(y) * jnp.linalg.norm(z)) + float(_vdot(jnp.abs(y), jnp.abs(z)))
 
     def compare(what: str, a: jax.Array, b: jax.Array, scale: float) -> None:
         difference = float(jnp.max(jnp.abs(a - b)))
@@ -47,15 +51,15 @@ def check_adjoint(operator: Any, key: jax.Array, *, dtype: Any = None, rank: int
             f"{name}: {what} fails: difference {difference:.2e}, allowed {64 * eps * scale:.2e}"
         )
 
-    value = jnp.vdot(y, z)
-    compare("<A(LR'), z> = <L, A*(z) R>", value, jnp.vdot(left, operator.adjoint_matmul(z, right)), size)
-    compare("<A(LR'), z> = <R, A*(z)' L>", value, jnp.vdot(right, operator.adjoint_rmatmul(z, left)), size)
-    compare("<A(X), z> = <X, A*(z)>", value, jnp.vdot(x, operator.adjoint(z)), size)
+    value = _vdot(y, z)
+    compare("<A(LR'), z> = <L, A*(z) R>", value, _vdot(left, operator.adjoint_matmul(z, right)), size)
+    compare("<A(LR'), z> = <R, A*(z)' L>", value, _vdot(right, operator.adjoint_rmatmul(z, left)), size)
+    compare("<A(X), z> = <X, A*(z)>", value, _vdot(x, operator.adjoint(z)), size)
     if n1 == n2:
         twice = operator.symmetric_adjoint_matmul(z, left)
-        value = jnp.vdot(operator.forward(left, right) + operator.forward(right, left), z)
+        value = _vdot(operator.forward(left, right) + operator.forward(right, left), z)
         size = size + float(jnp.linalg.norm(twice) * jnp.linalg.norm(right))
-        compare("<A(LR' + RL'), z> = <R, (A*(z) + A*(z)') L>", value, jnp.vdot(right, twice), size)
+        compare("<A(LR' + RL'), z> = <R, (A*(z) + A*(z)') L>", value, _vdot(right, twice), size)
     largest = float(jnp.max(jnp.abs(y))) + float(jnp.linalg.norm(y)) / m**0.5
     compare("forward_dense(LR') = forward(L, R)", operator.forward_dense(x), y, 4 * largest)
     both = operator.forward(left + other, right) - operator.forward(other, right)
@@ -86,7 +90,7 @@ def check_gradient(function: Callable[[Any], jax.Array], at: Any, key: jax.Array
     )
     value, slope = jax.jvp(function, (at,), (direction,))
     gradient = jax.grad(function)(at)
-    reverse = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
+    reverse = sum(jax.tree.leaves(jax.tree.map(_vdot, gradient, direction)))
     assert abs(float(slope - reverse)) <= 1e-8 * (abs(float(slope)) + abs(float(reverse)) + 1e-12), (
         f"forward and reverse derivative differ: {float(slope)} and {float(reverse)}"
     )

@@ -1,5 +1,6 @@
 """Rules of one line each, which larger tests do not notice when they are broken; and the step rules one by one."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -19,6 +20,35 @@ from lrjax.sketching import row_sampling
 from lrjax.testing import check_adjoint
 
 KEY = jax.random.key(3)
+
+# --- products -----------------------------------------------------------------------------------------------------
+
+PRODUCTS = {"dot", "einsum", "inner", "matmul", "tensordot", "vdot"}
+
+
+def _hasty(tree):
+    """Products that name no precision, and so keep 11 bits of float32 on some accelerators: source and line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            yield node.lineno, ast.unparse(node)
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and called.attr in PRODUCTS and ast.unparse(called.value) == "jnp":
+            if not any(word.arg == "precision" for word in node.keywords):
+                yield node.lineno, ast.unparse(node)
+
+
+def test_every_product_asks_for_full_precision():
+    on_host = ("host.", "host @", "by_row @", "x @ beta", "x.T @")
+    sparse = "self.matrix"  # under `default_matmul_precision`
+    package = Path(lr.__file__).parent
+    found = [
+        (str(path.relative_to(package)), *where)
+        for path in sorted(package.rglob("*.py"))
+        for where in _hasty(ast.parse(path.read_text()))
+    ]
+    left = [f for f in found if not f[2].startswith((*on_host, sparse))]
+    assert not left
+
 
 # --- step rules, against a recursion in NumPy ------------------------------------------------------------------------
 

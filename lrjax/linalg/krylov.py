@@ -117,7 +117,7 @@ def preconditioned_conjugate_gradient(
         unit = exponent(b)
         b = shifted(b, -unit)
         z = precondition(b)
-        rz = jnp.vdot(b, z)
+        rz = jnp.vdot(b, z, precision="highest")
         goal = jnp.asarray(tolerance, b.dtype) ** 2 * rz
 
         def unfinished(carry: tuple) -> jax.Array:
@@ -126,11 +126,11 @@ def preconditioned_conjugate_gradient(
         def one(carry: tuple) -> tuple:
             x, r, p, rz, i = carry
             ap = matvec(p)
-            curvature = jnp.vdot(p, ap)
+            curvature = jnp.vdot(p, ap, precision="highest")
             alpha = jnp.where(curvature > 0, rz, 0) / jnp.where(curvature > 0, curvature, 1)
             x, r = x + alpha * p, r - alpha * ap
             z = precondition(r)
-            new = jnp.vdot(r, z)
+            new = jnp.vdot(r, z, precision="highest")
             return x, r, z + new / jnp.where(rz > 0, rz, 1) * p, new, i + 1
 
         x, _, _, _, steps = jax.lax.while_loop(unfinished, one, (jnp.zeros_like(b), b, z, rz, jnp.int32(0)))

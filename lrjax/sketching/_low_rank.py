@@ -1,5 +1,6 @@
 """Low-rank approximation of a matrix that is known: the best under two metrics, and a randomized SVD."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -150,6 +151,12 @@ def low_rank(
         check_key(key)
     row_metric = _check_metric("row_metric", row_metric, n1, w.dtype)
     col_metric = _check_metric("col_metric", col_metric, n2, w.dtype)
+    return _low_rank(w, row_metric, col_metric, key, rank=rank)
+
+
+@partial(jax.jit, static_argnames="rank")
+def _low_rank(w, row_metric, col_metric, key, *, rank):
+    n1, n2 = w.shape
     left, left_inverse, left_condition = _roots(row_metric)
     right, right_inverse, right_condition = _roots(col_metric)
     scaled = _times(right, _times(left, w).T).T
@@ -183,6 +190,7 @@ def _operator_products(a: Any):
     return a.apply, a.apply_adjoint
 
 
+@partial(jax.jit, static_argnames=("products", "shape", "rank", "dtype", "oversample", "power_steps", "turn"))
 def _leading(products, a, shape, rank, key, dtype, oversample, power_steps, turn):
     # Constants to autodiff: `attach_derivative` gives them that of exact triples.
     apply, apply_transpose = products(jax.lax.stop_gradient(a))
