@@ -1,4 +1,7 @@
-"""`python -m benchmarks [--suite NAME] [--quick]` measures; `python -m benchmarks report` draws what was measured."""
+"""`python -m benchmarks [--suite NAME] [--quick]` measures; `python -m benchmarks report` draws what was measured.
+
+`python -m benchmarks device` runs everything once on an accelerator and on the CPU beside it, in eight minutes.
+"""
 
 import argparse
 import json
@@ -8,14 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import measure, ratings, report, suites
+from benchmarks import device, measure, ratings, report, suites
 
 HERE = Path(__file__).parent
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("command", nargs="?", choices=("run", "report"), default="run")
+    parser.add_argument("command", nargs="?", choices=("run", "report", "device"), default="run")
     parser.add_argument("--suite", action="append", choices=suites.NAMES, help="may be repeated; default all")
     parser.add_argument("--quick", action="store_true", help="tiny cases, to try the harness; into .benchmarks/quick")
     parser.add_argument("--large", action="store_true", help="completion: n = 100,000 as well")
@@ -23,6 +26,7 @@ def main():
     parser.add_argument("--where", action="append", default=[], metavar="NAME=VALUE", help="only such cases")
     parser.add_argument("--repeats", type=int, default=None, help="default 5, quick 2")
     parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no new case after this")
+    parser.add_argument("--part", action="append", choices=device.PARTS, help="device: only this; may be repeated")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results hold already")
     parser.add_argument("--out", type=Path, default=None, help="default benchmarks/results")
     given = parser.parse_args()
@@ -30,6 +34,8 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     if given.command == "run":
         run(given, out)
+    elif given.command == "device":
+        device.run(out, given.quick, min(given.budget_minutes, 8.0), given.part)
     print("wrote", report.write(out))
 
 

@@ -345,7 +345,12 @@ def alone(**request):
 
 
 def machine():
-    """Who measured: processor, cores, memory, versions, commit, date, and the machine's limits taken just now."""
+    """Who measured, and the machine's limits taken just now."""
+    return identity() | {"limits": alone(do="limits")}
+
+
+def identity():
+    """Who measured: processor, cores, memory, versions, commit, date."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -359,7 +364,6 @@ def machine():
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(), "numpy": metadata.version("numpy"), "jax": metadata.version("jax"),
         "commit": git.stdout.strip(), "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "limits": alone(do="limits"),
     }  # fmt: skip
 
 

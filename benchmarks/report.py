@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import workloads
+from benchmarks import report_device, workloads
 from benchmarks.measure import median
+from benchmarks.tables import seconds, table
 
 ALS = ("ALS", "Cholesky")  # solvers whose sweep is the one that `sweep_cost` counts
 
@@ -35,6 +36,8 @@ def write(out: Path) -> Path:
         machines, results = read(out / f"{name}.jsonl")
         if results:
             parts += [f"## {name}", described(machines), *section(results, machines, out / f"{name}.svg")]
+    for path in sorted(out.glob("device-*.jsonl")):
+        parts += report_device.section(path)
     path = out / "REPORT.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
@@ -50,16 +53,6 @@ def described(machines):
             f"{f', {len(machines)} runs' if len(machines) > 1 else ''}.")  # fmt: skip
     return head + "\nLimits of the machine: " + "; ".join(f"{k.rsplit(', ', 1)[0]} {v:.3g} {k.rsplit(', ', 1)[1]}"
                                                           for k, v in last["limits"].items()) + "."  # fmt: skip
-
-
-def table(head, rows):
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def seconds(value):
-    return "-" if value is None else f"{value:.3g}"
 
 
 def label(spec):
