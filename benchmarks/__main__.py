@@ -6,12 +6,14 @@
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import device, measure, ratings, report, suites
+from benchmarks import bench_latency, device, measure, ratings, report, suites
 
 HERE = Path(__file__).parent
 
@@ -64,6 +66,8 @@ def run(given, out):
             count(selected(suites.COUNTED[suite](given.quick, given.large), given), path, done, deadline)
         elif suite == "ratings":
             tune(given, path, done, deadline)
+        elif suite == "latency":
+            latency(given, path, repeats)
         elif suite == "regression":
             regression(given, path)
         elif suite in ("samplers", "inner"):
@@ -184,6 +188,46 @@ def sweep(given, path):
         print(f"  {record}")
         case = {"kind": "sweep", "dtype": dtype, "shared": bool(shared)}
         append(path, {"case": case, "solver": "lrjax subgradient", **record})
+
+
+def latency(given, path, repeats):
+    """Fresh processes, taken in turn: nothing cached, then with JAX's cache of an earlier one."""
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder) / "inputs.npz"
+        source = bench_latency.write_inputs(inputs, given.quick)
+        for task, contenders in bench_latency.TASKS.items():
+            names = [n for n in contenders if not given.solver or any(part in n for part in given.solver)]
+            for cached in (False, True):
+                # What has no compiler is the same with a cache.
+                chosen = [name for name in names if name.startswith("lrjax") or not cached]
+                taken = {name: [] for name in chosen}
+                for repeat in range(repeats + cached):
+                    for name in chosen:
+                        cache = Path(folder) / "cache" / f"{task} {name}".replace(" ", "-") if cached else None
+                        found = fresh(task, name, inputs, cache)
+                        if repeat >= cached:  # the first process fills the cache
+                            taken[name].append(found)
+                for name, records in taken.items():
+                    case = {"kind": "latency", "task": task, "cached": cached, "data": source}
+                    failed = [r["failed"] for r in records if "failed" in r]
+                    record = {"failed": failed[0]} if failed else {"repeats": records}
+                    append(path, {"case": case, "solver": name, **record})
+                    words = (
+                        failed[0] if failed else f"{statistics.median(r['first']['seconds'] for r in records):.2f} s"
+                    )
+                    print(f"  {task}, {name}{', cached' if cached else ''}: {words}", flush=True)
+
+
+def fresh(task, name, inputs, cache):
+    """One process of `bench_latency`."""
+    settings = {"OPENBLAS_NUM_THREADS": str(os.cpu_count() or 1) if not name.startswith("lrjax") else "1"}
+    if cache is not None:
+        settings |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.bench_latency", task, name, str(inputs)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=measure.ROOT, env=os.environ | settings)
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    return {"failed": lines[-1] if lines else f"code {done.returncode}"} if done.returncode else json.loads(lines[-1])
 
 
 def regression(given, path):

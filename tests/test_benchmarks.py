@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import measure, peers, ratings, report, suites, workloads
+from benchmarks import __main__ as main
+from benchmarks import bench_latency, device, measure, peers, ratings, report, suites, workloads
 
 SPEC = suites.completion_case(40, 2, oversampling=3, noise=0.1, outliers=0.1, dtype="float32")
 
@@ -157,3 +158,54 @@ def test_the_report_is_made_from_the_data(tmp_path):
     first = (tmp_path / "phase.svg").read_text()
     report.write(tmp_path)
     assert (tmp_path / "phase.svg").read_text() == first
+
+
+def test_the_report_shows_a_device_run(tmp_path):
+    machine = {"cpu": "a processor", "cores": 16, "memory_gib": 8.0, "python": "3", "numpy": "2", "jax": "0"}
+    machine |= {"commit": "abc", "date": "a day", "device": "A Card", "platform": "gpu", "versions": {"jaxlib": "0"}}
+    case = {"kind": "lstsq", "n": 1000, "d": 10, "dtype": "float32"}
+    agreed = {"part": "agreement", "device": "device", "difference": 1e-7, "response": 1e-7, "agrees": True}
+    of = lambda name: {"case": {"kind": "agreement", "of": name, "dtype": "float32"}, "solver": name}
+    lines = [
+        {"machine": machine},
+        {"part": "limit", "case": {"kind": "limit", "dtype": "float32"}, "solver": "matrix product", "device": "device",
+         "seconds": 1.0, "compile": 0.1, "flops": 2e12},
+        agreed | of("one"), agreed | of("two") | {"agrees": False, "difference": 0.25},
+        {"part": "lstsq", "case": case, "solver": "lrjax auto", "device": "device", "seconds": 0.5, "compile": 2.0,
+         "flops": 5e11, "remainder": 1e-6},
+        {"part": "lstsq", "case": case, "solver": "peer", "device": "device", "failed": "out of memory"},
+    ]  # fmt: skip
+    (tmp_path / "device-a-card.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = report.write(tmp_path).read_text()
+    assert "## device: A Card" in text
+    assert "1 of 2 solvers" in text
+    assert "| two | float32 | 2.5e-01 | 1.0e-07 |" in text
+    assert "| lstsq | n 1,000, d 10, float32 | lrjax auto | device | 0.5 | 2 | 50.0 % | remainder 1e-06 |" in text
+    assert "out of memory" in text
+
+
+def test_the_small_form_of_the_device_run(tmp_path):
+    """Every part runs and says where; without an accelerator the second CPU device is the card."""
+    path = device.run(tmp_path, quick=True, minutes=8)
+    records = [record for record in device.lines(path) if "machine" not in record]
+    assert not [record for record in records if "failed" in record]
+    assert {record["part"] for record in records} == {
+        "limit", "agreement", "als", "subgradient", "lstsq", "sketch", "rsvd", "gauss_newton"
+    }  # fmt: skip
+    assert all(record["agrees"] for record in records if record["part"] == "agreement")
+    timed = [record for record in records if record["part"] not in ("limit", "agreement")]
+    assert {record["device"] for record in timed} == {"device", "CPU"}
+
+
+def test_latency_counts_programs(tmp_path):
+    """A fresh process: the first answer compiles, the second on other data does not."""
+    inputs = tmp_path / "inputs.npz"
+    bench_latency.write_inputs(inputs, quick=True)
+    found = main.fresh("leading singular values", "lrjax rsvd", inputs, None)
+    assert found["first"]["programs"] > 0
+    assert found["second"]["programs"] == 0
+    assert found["second"]["seconds"] < found["first"]["seconds"]
+    # Both are the largest singular value, by independent roads.
+    data = np.load(inputs)
+    largest = np.linalg.svd(data["w0"], compute_uv=False)[0]
+    assert found["first"]["value"] == pytest.approx(largest, rel=1e-3)
