@@ -124,7 +124,7 @@ def number(
     if isinstance(array, Tracer):
         return array.astype(dtype)
     # Not through JAX, which would warn of a narrower type itself.
-    return jnp.asarray(_narrowed(name, np.asarray(array), np.dtype(dtype)))
+    return jax.device_put(_narrowed(name, np.asarray(array), np.dtype(dtype)))
 
 
 def host_number(
@@ -237,7 +237,8 @@ def as_array(name: str, value: Any) -> jax.Array:
     if isinstance(array, jax.Array):
         return array
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    return jnp.asarray(array if dtype == array.dtype else _narrowed(name, array, dtype))
+    # `jnp.asarray` compiles a copy for every shape, and `device_put` may keep the memory it is given.
+    return jax.device_put(np.array(array) if dtype == array.dtype else _narrowed(name, array, dtype))
 
 
 def real_array(name: str, value: Any) -> jax.Array:

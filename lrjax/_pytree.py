@@ -13,6 +13,7 @@ from lrjax import status
 from lrjax._checks import host_value
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False, field_specifiers=(jax.tree.static,))
@@ -79,6 +80,11 @@ def _is_key(array: Any) -> bool:
 def replace(tree: T, **changes: Any) -> T:
     """A copy of a pytree dataclass with some fields changed."""
     return dataclasses.replace(tree, **changes)  # type: ignore[type-var]
+
+
+def program(*static: str) -> Callable[[F], F]:
+    """`jax.jit` with arguments that are static; the signature stays known to type checkers."""
+    return lambda function: jax.jit(function, static_argnames=static)  # type: ignore[return-value]
 
 
 def is_concrete(tree: Any) -> bool:

@@ -7,6 +7,8 @@ the derivative of a solve is taken with its spectral start held fixed.
 import jax
 import jax.numpy as jnp
 
+from lrjax._draws import drawn
+from lrjax._pytree import program
 from lrjax.factors import Factors
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import truncated_svd
@@ -38,6 +40,7 @@ def adjoint_svd(problem: Problem, z: jax.Array, rank: int, key: jax.Array) -> tu
     )
 
 
+@program("symmetric", "probes")
 def gain(problem: Problem, key: jax.Array, *, symmetric: bool, probes: int = 4) -> jax.Array:
     """Mean-square gain `E ||A(X)||_w^2 / ||X||_F^2` over random rank-one sign matrices.
 
@@ -59,6 +62,7 @@ def gain(problem: Problem, key: jax.Array, *, symmetric: bool, probes: int = 4) 
     return jax.lax.stop_gradient(jnp.where(mean > 0, mean, 1))
 
 
+@program("max_rank", "symmetric", "trim")
 def spectral(
     problem: Problem,
     max_rank: int,
@@ -155,6 +159,7 @@ def noise_edge(problem: Problem, z: jax.Array, key: jax.Array, *, symmetric: boo
     return adjoint_svd(problem, noise, 1, key_svd)[1][0]
 
 
+@program("max_rank", "symmetric")
 def sign_spectral(
     problem: Problem,
     max_rank: int,
@@ -186,6 +191,7 @@ def sign_spectral(
     return jax.lax.stop_gradient((Factors(left, right), values, edge))
 
 
+@program("max_rank", "symmetric")
 def truncated_spectral(
     problem: Problem,
     max_rank: int,
@@ -214,6 +220,7 @@ def truncated_spectral(
     return jax.lax.stop_gradient(Factors(start.left * scale, start.right * scale))
 
 
+@program("shape", "max_rank", "symmetric", "dtype")
 def small_random(
     key: jax.Array,
     shape: tuple[int, int],
@@ -232,11 +239,11 @@ def small_random(
     left = (
         jnp.asarray(scale, dtype)
         / jnp.sqrt(jnp.asarray(n1, dtype))
-        * jax.random.normal(key_left, (n1, max_rank), dtype)
+        * drawn(jax.random.normal, key_left, (n1, max_rank), dtype)
     )
     left = keep_columns(left, mask)
     if symmetric:
         return Factors(left, left)
-    right = jax.random.normal(key_right, (n2, max_rank), dtype)
+    right = drawn(jax.random.normal, key_right, (n2, max_rank), dtype)
     right = right * jnp.asarray(scale * imbalance, dtype) / jnp.sqrt(jnp.asarray(n2, dtype))
     return Factors(left, keep_columns(right, mask))

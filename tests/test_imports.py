@@ -36,6 +36,7 @@ LAYERS = (
         "_cache",
         "_delimited",
         "_demo",
+        "_planted",
         "_entries",
         "_results",
         "_tables",
@@ -54,7 +55,7 @@ LAYERS = (
     ("problem",),
     ("operators", "sketching", "losses"),
     ("linalg", "factors"),
-    ("_pytree", "_checks", "_units", "status"),
+    ("_pytree", "_checks", "_draws", "_units", "status"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Not for the library itself: it must work without them.

@@ -19,6 +19,7 @@ from lrjax._checks import (
     number,
     real_array,
 )
+from lrjax._draws import drawn
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
@@ -99,7 +100,7 @@ class DenseEnsemble(Operator):
         if (host := host_value(a)) is not None and not (host == host.swapaxes(1, 2)).all():
             raise ValueError("symmetric=True, but some matrices differ from their transpose; pass (a + a^T) / 2")
         upper = np.triu_indices(n1)
-        return DenseEnsemble(rows=a[:, upper[0], upper[1]], matrix_shape=(n1, n1), symmetric=True)
+        return DenseEnsemble(rows=_upper(a, *upper), matrix_shape=(n1, n1), symmetric=True)
 
     @staticmethod
     def gaussian(
@@ -140,7 +141,7 @@ class DenseEnsemble(Operator):
                 f"a dense ensemble of {m} matrices of shape {(n1, n2)} needs {needed / 2**30:.1f} GiB; "
                 "use SeededGaussianEnsemble, whose memory does not grow with num_measurements"
             )
-        rows = draw_gaussian_rows(key, m, (n1, n2), symmetric, dtype) * scale
+        rows = _scaled_rows(key, scale, m, (n1, n2), symmetric)
         return DenseEnsemble(rows=rows, matrix_shape=(n1, n2), symmetric=symmetric)
 
     @property
@@ -175,11 +176,21 @@ class DenseEnsemble(Operator):
         return 2 * matmul(a, u) if self.symmetric else matmul(a + a.T, u)
 
 
+@jax.jit
+def _upper(a: jax.Array, rows: jax.Array, cols: jax.Array) -> jax.Array:
+    return a[:, rows, cols]
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _scaled_rows(key: jax.Array, scale: jax.Array, m: int, shape: tuple[int, int], symmetric: bool) -> jax.Array:
+    return draw_gaussian_rows(key, m, shape, symmetric, scale.dtype) * scale
+
+
 def draw_gaussian_rows(key: jax.Array, m: int, shape: tuple[int, int], symmetric: bool, dtype: Any) -> jax.Array:
     """`(m, n1 n2)` standard normal rows, or the packed upper triangles of `(G + G^T) / 2`."""
     n1, n2 = shape
     if not symmetric:
-        return jax.random.normal(key, (m, n1 * n2), dtype)
+        return drawn(jax.random.normal, key, (m, n1 * n2), dtype)
     rows, cols = np.triu_indices(n1)
     deviation = jnp.asarray(np.where(rows == cols, 1.0, math.sqrt(0.5)), dtype)
-    return jax.random.normal(key, (m, n1 * (n1 + 1) // 2), dtype) * deviation[None, :]
+    return drawn(jax.random.normal, key, (m, n1 * (n1 + 1) // 2), dtype) * deviation[None, :]

@@ -1,6 +1,7 @@
 """Measurements through unknown gains: calibration and blind deconvolution as rank-one recovery."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from lrjax._checks import (
     float_dtype,
     number,
 )
+from lrjax._draws import drawn
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
@@ -144,7 +146,7 @@ class GainMeasurements(Gains):
                 f"{p} matrices of shape {(m, n)} need {needed / 2**30:.1f} GiB; use SeededGainMeasurements, whose "
                 "memory does not grow with num_blocks"
             )
-        matrices = jax.random.normal(key, size, dtype) * scale
+        matrices = _scaled_normal(key, scale, size)
         return GainMeasurements(matrices=matrices, num_blocks=p, model=model)
 
     @property
@@ -343,3 +345,8 @@ class InverseGainSystem:
     def dense(self) -> jax.Array:
         """The matrix `M` itself."""
         return self.apply(jnp.eye(self.shape[1], dtype=self.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _scaled_normal(key: jax.Array, scale: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    return drawn(jax.random.normal, key, size, scale.dtype) * scale

@@ -1,11 +1,13 @@
 """Measurements by rank-one matrices: phase retrieval, quadratic sampling, blind deconvolution."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lrjax._checks import check_count, check_finite, check_flag, check_key, check_shape, float_dtype, real_array
+from lrjax._draws import drawn
 from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
@@ -65,9 +67,7 @@ class RankOneMeasurements(Operator):
         dtype, symmetric = float_dtype(dtype), check_flag("symmetric", symmetric)
         if symmetric and n1 != n2:
             raise ValueError(f"symmetric=True needs a square shape; got {(n1, n2)}")
-        key_left, key_right = jax.random.split(key)
-        a = jax.random.normal(key_left, (m, n1), dtype)
-        b = a if symmetric else jax.random.normal(key_right, (m, n2), dtype)
+        a, b = _vectors(key, m, n1, None if symmetric else n2, dtype)
         return RankOneMeasurements(left_vectors=a, right_vectors=b)
 
     @property
@@ -92,3 +92,10 @@ class RankOneMeasurements(Operator):
 
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
         return matmul(self.right_vectors.T, z[:, None] * matmul(self.left_vectors, u))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _vectors(key: jax.Array, m: int, n1: int, n2: int | None, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    key_left, key_right = jax.random.split(key)
+    a = drawn(jax.random.normal, key_left, (m, n1), dtype)
+    return a, a if n2 is None else drawn(jax.random.normal, key_right, (m, n2), dtype)

@@ -1,11 +1,13 @@
 """Gains behind fast transforms with random signs: calibration without a stored matrix."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lrjax._checks import check_choice, check_count, check_key, check_shape, float_dtype
+from lrjax._draws import drawn
 from lrjax._pytree import pytree
 from lrjax.linalg.hadamard import hadamard_transform
 from lrjax.operators.gains import MODELS, GainMeasurements, Gains
@@ -81,9 +83,7 @@ class StructuredGainMeasurements(Gains):
         check_choice("transform", transform, TRANSFORMS)
         dtype, rounds = float_dtype(dtype), check_count("rounds", rounds)
         size = max(m, n) if transform == "fourier" else 1 << (max(m, n) - 1).bit_length()
-        keys, count = jax.random.split(key, rounds), 1 if model == "snapshots" else p
-        widths = (n, *(size,) * (rounds - 1))
-        signs = tuple(jax.random.rademacher(k, (count, w), dtype) for k, w in zip(keys, widths, strict=True))
+        signs = _signs(key, 1 if model == "snapshots" else p, (n, *(size,) * (rounds - 1)), dtype)
         return StructuredGainMeasurements(
             signs=signs, block_shape=(m, n), size=size, num_blocks=p, model=model, transform=transform
         )
@@ -150,3 +150,9 @@ class StructuredGainMeasurements(Gains):
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
         back = self._back(z.reshape(self.num_blocks, -1, 1) * u[None])
         return jnp.sum(back, axis=0) if self.model == "repeated" else back.reshape(-1, u.shape[1])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _signs(key: jax.Array, count: int, widths: tuple[int, ...], dtype: Any) -> tuple[jax.Array, ...]:
+    keys = jax.random.split(key, len(widths))
+    return tuple(drawn(jax.random.rademacher, k, (count, w), dtype) for k, w in zip(keys, widths, strict=True))
