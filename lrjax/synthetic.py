@@ -8,25 +8,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from lrjax import losses
+from lrjax import _planted, losses
 from lrjax._checks import (
+    as_array,
     check_choice,
     check_count,
     check_flag,
     check_key,
     check_range,
+    check_real,
     check_shape,
     float_dtype,
     host_number,
     number,
     real_array,
 )
-from lrjax._units import norm
+from lrjax._pytree import replace
 from lrjax.factors import Factors
-from lrjax.linalg.guarded import qr
-from lrjax.operators import DenseEnsemble, EntryMask, GainMeasurements, SampledEntries
+from lrjax.operators import SampledEntries
 from lrjax.operators.base import check_operator
+from lrjax.operators.gains import MODELS
 from lrjax.problem import Problem
 
 CORRUPTIONS = ("gaussian", "one_sided", "adversarial_sign")
@@ -61,27 +64,24 @@ def low_rank(
         ValueError: a key, shape, rank, number, flag or dtype that does not fit.
     """
     check_key(key)
-    n1, n2 = check_shape(shape)
-    r = check_count("rank", rank)
-    if r > min(n1, n2):
-        raise ValueError(f"rank must be at most min(shape) = {min(n1, n2)}; got {r}")
-    if check_flag("symmetric", symmetric) and n1 != n2:
+    sizes = _sizes(shape, rank, symmetric)
+    return _planted.low_rank(key, *_numbers(_factored_dtype(dtype), condition_number, coherence), **sizes)
+
+
+def _sizes(shape: Any, rank: Any, symmetric: Any) -> dict[str, Any]:
+    """What is static of a planted matrix."""
+    (n1, n2), rank, symmetric = check_shape(shape), check_count("rank", rank), check_flag("symmetric", symmetric)
+    if rank > min(n1, n2):
+        raise ValueError(f"rank must be at most min(shape) = {min(n1, n2)}; got {rank}")
+    if symmetric and n1 != n2:
         raise ValueError(f"symmetric=True needs a square shape; got {(n1, n2)}")
-    dtype = _factored_dtype(dtype)
+    return {"shape": (n1, n2), "rank": rank, "symmetric": symmetric}
+
+
+def _numbers(dtype: Any, condition_number: Any, coherence: Any = 0.0) -> tuple[jax.Array, jax.Array]:
+    """What is traced of it."""
     check_range("coherence", coherence, low=0, high=1 - 1e-12)
-    c = number("coherence", coherence, dtype)
-    condition_number = number("condition_number", condition_number, dtype, low=1)
-
-    def basis(k: jax.Array, n: int) -> jax.Array:
-        gaussian = jax.random.normal(k, (n, r), dtype)
-        heavy = 1 + c / (1 - c) * n / (1 + jnp.arange(n, dtype=dtype))
-        return qr(gaussian * heavy[:, None])[0]
-
-    key_left, key_right = jax.random.split(key)
-    exponent = -jnp.linspace(0, 1, r, dtype=dtype) if r > 1 else jnp.zeros(1, dtype)
-    root = condition_number ** (exponent / 2)
-    left = basis(key_left, n1) * root[None, :]
-    return Factors(left, left if symmetric else basis(key_right, n2) * root[None, :])
+    return number("condition_number", condition_number, dtype, low=1), number("coherence", coherence, dtype)
 
 
 def _factored_dtype(dtype: Any) -> Any:
@@ -121,23 +121,18 @@ def corrupt(
     check_key(key)
     check_choice("kind", kind, CORRUPTIONS)
     y = real_array("y", y)
-    corruption = number("corruption", corruption, y.dtype, low=0, high=1)
-    noise = number("noise", noise, y.dtype, low=0)
-    scale = number("corruption_scale", corruption_scale, y.dtype, low=0)
-    key_noise, key_where, key_size = jax.random.split(key, 3)
-    unit = _root_mean_square(y)
-    noisy = y + noise * unit * jax.random.normal(key_noise, y.shape, y.dtype)
-    where = jax.random.uniform(key_where, y.shape, y.dtype) < corruption
-    gross = scale * unit * jax.random.normal(key_size, y.shape, y.dtype)
-    if kind == "one_sided":
-        gross = jnp.abs(gross)
-    bad = -scale * y if kind == "adversarial_sign" else noisy + gross
-    return jnp.where(where, bad, noisy), where
+    if corruption is None:
+        raise ValueError("corruption must be a real number; got None")
+    return _planted.corrupt(key, y, **_spoiling(y.dtype, noise, corruption, corruption_scale), kind=kind)
 
 
-def _root_mean_square(x: jax.Array) -> jax.Array:
-    """Of real or complex numbers in any units."""
-    return norm(jnp.abs(x)) / jnp.sqrt(jnp.asarray(x.size, jnp.finfo(x.dtype).dtype))
+def _spoiling(dtype: Any, noise: Any, corruption: Any, scale: Any) -> dict[str, Any]:
+    """The numbers of `corrupt`; corruption may be `None`."""
+    return {
+        "noise": number("noise", noise, dtype, low=0),
+        "corruption": None if corruption is None else number("corruption", corruption, dtype, low=0, high=1),
+        "corruption_scale": number("corruption_scale", scale, dtype, low=0),
+    }
 
 
 def _loss_for(loss: Any, corruption: Any) -> Any:
@@ -168,9 +163,11 @@ def from_truth(
         raise ValueError(
             f"truth must be Factors of shape {operator.shape}; got {type(truth).__name__} {getattr(truth, 'shape', '')}"
         )
-    clean = operator.forward(truth.left, truth.right)
-    fraction = 0.0 if corruption is None else corruption
-    y, _ = corrupt(key, clean, noise=noise, corruption=fraction, corruption_scale=corruption_scale, kind=kind)
+    check_key(key)
+    check_choice("kind", kind, CORRUPTIONS)
+    y = _planted.forward(operator, truth)
+    check_real("y", y)
+    y, _ = _planted.corrupt(key, y, **_spoiling(y.dtype, noise, corruption, corruption_scale), kind=kind)
     return Problem(operator, y, loss=_loss_for(loss, corruption))
 
 
@@ -201,21 +198,17 @@ def matrix_sensing(
         ((60,), (6, 5))
     """
     check_key(key)
+    check_choice("kind", kind, CORRUPTIONS)
     dtype = _factored_dtype(dtype)
-    key_truth, key_operator, key_noise = jax.random.split(key, 3)
-    truth = low_rank(key_truth, shape, rank, condition_number=condition_number, symmetric=symmetric, dtype=dtype)
-    operator = DenseEnsemble.gaussian(key_operator, shape, num_measurements, symmetric=symmetric, dtype=dtype)
-    problem = from_truth(
-        key_noise,
-        operator,
-        truth,
-        noise=noise,
-        corruption=corruption,
-        corruption_scale=corruption_scale,
+    problem, truth = _planted.matrix_sensing(
+        key,
+        _numbers(dtype, condition_number),
+        _spoiling(dtype, noise, corruption, corruption_scale),
+        **_sizes(shape, rank, symmetric),
         kind=kind,
-        loss=loss,
+        num_measurements=check_count("num_measurements", num_measurements),
     )
-    return problem, truth
+    return replace(problem, loss=_loss_for(loss, corruption)), truth
 
 
 def matrix_completion(
@@ -257,38 +250,20 @@ def matrix_completion(
         dtype: float32 or float64; default JAX's current default.
     """
     check_key(key)
-    n1, n2 = check_shape(shape)
-    dtype = _factored_dtype(dtype)
+    check_choice("kind", kind, CORRUPTIONS)
     check_choice("sampling", sampling, SAMPLINGS)
-    rank = check_count("rank", rank)
-    p = _sampling_fraction(fraction, oversampling, (n1, n2), rank)
-    key_truth, key_mask, key_noise = jax.random.split(key, 3)
-    truth = low_rank(
-        key_truth,
-        shape,
-        rank,
-        condition_number=condition_number,
-        symmetric=symmetric,
-        coherence=coherence,
-        dtype=dtype,
-    )
-    density = jnp.full((n1, n2), p, dtype)
-    if sampling == "skewed":
-        row = (1 + jnp.arange(n1, dtype=dtype)) ** -0.5
-        col = (1 + jnp.arange(n2, dtype=dtype)) ** -0.5
-        density = density * (row / jnp.mean(row))[:, None] * (col / jnp.mean(col))[None, :]
-    mask = jax.random.uniform(key_mask, (n1, n2), dtype) < density
-    problem = from_truth(
-        key_noise,
-        EntryMask(mask=mask),
-        truth,
-        noise=noise,
-        corruption=corruption,
-        corruption_scale=corruption_scale,
+    sizes, dtype = _sizes(shape, rank, symmetric), _factored_dtype(dtype)
+    observed = _sampling_fraction(fraction, oversampling, sizes["shape"], sizes["rank"])
+    problem, truth = _planted.matrix_completion(
+        key,
+        _numbers(dtype, condition_number, coherence),
+        _spoiling(dtype, noise, corruption, corruption_scale),
+        number("fraction of entries observed", observed, dtype),
+        **sizes,
         kind=kind,
-        loss=loss,
+        sampling=sampling,
     )
-    return problem, truth
+    return replace(problem, loss=_loss_for(loss, corruption)), truth
 
 
 def _sampling_fraction(fraction: Any, oversampling: Any, shape: tuple[int, int], rank: int) -> Any:
@@ -296,7 +271,8 @@ def _sampling_fraction(fraction: Any, oversampling: Any, shape: tuple[int, int],
         raise ValueError(f"give fraction or oversampling, one of them; got {fraction!r} and {oversampling!r}")
     if fraction is None:
         (n1, n2), oversampling = shape, number("oversampling", oversampling, jnp.result_type(float), low=0)
-        fraction = oversampling * (rank * (n1 + n2 - rank) / (n1 * n2))
+        known = oversampling if isinstance(oversampling, Tracer) else float(oversampling)
+        fraction = known * (rank * (n1 + n2 - rank) / (n1 * n2))
     check_range("fraction of entries observed", fraction, low=0, high=1)
     return fraction
 
@@ -334,7 +310,13 @@ def sampled_entries(
     noise = host_number("noise", noise, low=0)
     if count > n1 * n2 // 2:
         raise ValueError(f"num_entries must be at most half of the {n1 * n2} entries; got {count}")
-    rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))).tolist())
+    return _sampled(_planted.seed(key), truth, count, sampling, noise, min_per_line)
+
+
+def _sampled(
+    seed: jax.Array, truth: Factors, count: int, sampling: str, noise: float, min_per_line: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    (n1, n2), rng = truth.shape, np.random.default_rng(np.asarray(seed).tolist())
 
     def draw(n: int, size: int) -> np.ndarray:
         if sampling == "uniform":
@@ -360,11 +342,14 @@ def sampled_entries(
             raise ValueError(f"min_per_line={min_per_line} was not met in 1000 draws of {count} entries; draw more")
         codes = draw_codes()
     rows, cols = (codes // n2).astype(np.int32), (codes % n2).astype(np.int32)
-    values = np.concatenate(
-        [np.asarray(truth.entries(rows[i : i + 2**20], cols[i : i + 2**20])) for i in range(0, count, 2**20)]
-    )
+    # The last part overlaps the one before it: parts of one size share one program.
+    size = min(count, 2**20)
+    values = np.empty(count, jnp.result_type(truth.left, truth.right))
+    for start in range(0, count, size):
+        part = slice(min(start, count - size), start + size)
+        values[part] = truth.entries(rows[part], cols[part])
     if noise:
-        size = noise * float(_root_mean_square(jnp.asarray(values)))
+        size = noise * float(_planted.root_mean_square(as_array("values", values)))
         values = values + np.asarray(size * rng.standard_normal(count), values.dtype)
     return rows, cols, values
 
@@ -382,16 +367,18 @@ def large_completion(
 ) -> tuple[Problem, Factors]:
     """Entries of a large planted matrix on `SampledEntries`; built on the host, not traceable."""
     check_key(key)
-    n1, n2 = check_shape(shape)
-    key_truth, key_entries = jax.random.split(key)
-    truth = low_rank(key_truth, shape, rank, condition_number=condition_number, dtype=dtype)
+    check_choice("sampling", sampling, SAMPLINGS)
+    noise = host_number("noise", noise, low=0)
+    sizes = _sizes(shape, rank, False)
+    (n1, n2), rank = sizes["shape"], sizes["rank"]
     count = round(host_number("oversampling", oversampling, low=0, open_low=True) * rank * (n1 + n2 - rank))
     if not 1 <= count <= n1 * n2 // 2:
         raise ValueError(
             f"oversampling must ask for 1 to {n1 * n2 // 2} entries, half of all; {oversampling} is {count:.3g}"
         )
-    rows, cols, values = sampled_entries(key_entries, truth, count, sampling=sampling, noise=noise)
-    operator, y = SampledEntries.build(rows, cols, values, shape)
+    numbers = _numbers(_factored_dtype(dtype), condition_number)
+    truth, seed = _planted.large_completion(key, numbers, shape=(n1, n2), rank=rank)
+    operator, y = SampledEntries.build(*_sampled(seed, truth, count, sampling, noise), (n1, n2))
     return Problem(operator, y), truth
 
 
@@ -424,23 +411,19 @@ def gain_calibration(
         Complex problems are for `lr.calibrate`; `lr.solve` refuses them.
     """
     check_key(key)
-    m, n = check_shape(shape)
     dtype = float_dtype(dtype, complex_too=True)
     real = jnp.finfo(dtype).dtype
     radius, noise = number("radius", radius, real, low=0, high=1), number("noise", noise, real, low=0)
-    if check_flag("random_phase", random_phase) and not jnp.issubdtype(dtype, jnp.complexfloating):
+    check_choice("model", model, MODELS)
+    if (random_phase := check_flag("random_phase", random_phase)) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise ValueError(f"random_phase=True needs a complex dtype; got {dtype}")
-    key_operator, key_gains, key_phases, key_inputs, key_noise = jax.random.split(key, 5)
-    operator = GainMeasurements.gaussian(key_operator, shape, num_blocks, model=model, dtype=dtype)
-    offset = jax.random.uniform(key_gains, (m,), real, -1, 1)
-    offset = offset - jnp.mean(offset)
-    gains = 1 + radius * offset / jnp.maximum(1, jnp.max(jnp.abs(offset)))
-    gains = gains.astype(dtype)
-    if random_phase:
-        gains = gains * jnp.exp(2j * jnp.pi * jax.random.uniform(key_phases, (m,), real)).astype(dtype)
-    inputs = jax.random.normal(key_inputs, (operator.shape[1] // n, n), dtype)
-    inputs = inputs / jnp.linalg.norm(inputs, axis=1, keepdims=True).astype(dtype)
-    truth = Factors(gains[:, None], inputs.reshape(-1, 1))
-    clean = operator.forward(truth.left, truth.right)
-    size = (noise * _root_mean_square(clean)).astype(dtype)
-    return Problem(operator, clean + size * jax.random.normal(key_noise, clean.shape, dtype)), truth
+    return _planted.gain_calibration(
+        key,
+        radius,
+        noise,
+        shape=check_shape(shape),
+        num_blocks=check_count("num_blocks", num_blocks),
+        model=model,
+        random_phase=random_phase,
+        dtype=dtype,
+    )
