@@ -70,7 +70,7 @@ class Factors:
             np.broadcast_shapes(rows.shape, cols.shape)
         except ValueError:
             raise ValueError(f"rows {rows.shape} and cols {cols.shape} must have shapes that broadcast") from None
-        return jnp.sum(left[..., rows, :] * right[..., cols, :], axis=-1)
+        return _entries(left, right, rows, cols)
 
     def _arrays(self) -> tuple[jax.Array, jax.Array]:
         """Both factors as JAX arrays, if they were given as NumPy's."""
@@ -92,9 +92,7 @@ class Factors:
         Cost `O((n1 + n2) k^2)`. Returns at most `min(n1, n2, k)` singular triples. Differentiable where the singular
         values are positive and differ from each other; `truncate`, `balanced` and `norm` do not ask for that.
         """
-        q_left, r_left, q_right, r_right = self._triangular()
-        u, s, vt = guarded.svd(matmul(r_left, r_right.T))
-        return matmul(q_left, u), s, matmul(q_right, vt.T)
+        return _svd(Factors(*self._arrays()))
 
     def _triangular(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """QR of both factors, one after the other: batched LAPACK calls at once may wait for each other for ever."""
@@ -113,11 +111,13 @@ class Factors:
         """
         if not hasattr(rank, "__index__") or not 0 < rank <= self.max_rank:
             raise ValueError(f"rank must be an integer in 1..{self.max_rank}, the columns of the factors; got {rank!r}")
-        return _truncated(Factors(*self._arrays()), min(int(rank), *self.shape), True)
+        return _balanced(Factors(*self._arrays()), min(int(rank), *self.shape))
 
     def balanced(self) -> "Factors":
         """The same matrix with `left.T @ left == right.T @ right`, columns sorted by singular value."""
         kept = self.truncate(self.max_rank)
+        if kept.max_rank == self.max_rank:
+            return kept
         pad = ((0, 0), (0, self.max_rank - kept.max_rank))
         return Factors(jnp.pad(kept.left, pad), jnp.pad(kept.right, pad))
 
@@ -126,7 +126,24 @@ class Factors:
 
         Differentiable wherever `X` is not zero, zero columns of the factors included; at zero the derivative is zero.
         """
-        return _norm(Factors(*self._arrays()))
+        return jax.jit(_norm)(Factors(*self._arrays()))
+
+
+@jax.jit
+def _svd(factors: Factors) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q_left, r_left, q_right, r_right = factors._triangular()
+    u, s, vt = guarded.svd(matmul(r_left, r_right.T))
+    return matmul(q_left, u), s, matmul(q_right, vt.T)
+
+
+@functools.partial(jax.jit, static_argnames="rank")
+def _balanced(factors: Factors, rank: int) -> Factors:
+    return _truncated(factors, rank, True)
+
+
+@jax.jit
+def _entries(left: jax.Array, right: jax.Array, rows: jax.Array, cols: jax.Array) -> jax.Array:
+    return jnp.sum(left[..., rows, :] * right[..., cols, :], axis=-1)
 
 
 def _columns(name: str, value: Any, n: int) -> jax.Array:
@@ -237,6 +254,11 @@ def as_factors(name: str, x: "Factors | jax.Array") -> Factors:
     x = as_array(name, x)
     if x.ndim != 2:
         raise ValueError(f"{name} must be lrjax.Factors or a matrix (n1, n2); got an array of shape {x.shape}")
+    return _times_one(x)
+
+
+@jax.jit
+def _times_one(x: jax.Array) -> Factors:
     return Factors(x, jnp.eye(x.shape[1], dtype=x.dtype))
 
 
@@ -255,5 +277,10 @@ def relative_error(estimate: Factors | jax.Array, truth: Factors | jax.Array) ->
     estimate, truth = as_factors("estimate", estimate), as_factors("truth", truth)
     if estimate.shape != truth.shape:
         raise ValueError(f"estimate and truth must have one shape; got {estimate.shape} and {truth.shape}")
+    return _relative_error(estimate, truth)
+
+
+@jax.jit
+def _relative_error(estimate: Factors, truth: Factors) -> jax.Array:
     zero = Factors(jnp.zeros_like(truth.left), truth.right)
     return difference_norm(estimate, truth) / difference_norm(zero, truth)

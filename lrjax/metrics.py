@@ -24,6 +24,11 @@ def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
         raise ValueError(f"a (n, k) and b (n, j) need one n and 0 < j <= k; got {a.shape} and {b.shape}")
     single_or_double("a", a, complex_too=True)
     single_or_double("b", b, complex_too=True)
+    return _subspace_distance(a, b)
+
+
+@jax.jit
+def _subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     qa, qb = guarded.qr(a)[0], guarded.qr(b)[0]
     # The part of B outside A, not sqrt(1 - cos^2): small angles keep all their digits.
     return guarded.spectral_norm(qb - matmul(qa, matmul(qa.T, qb)))
@@ -36,12 +41,18 @@ def rmse(predicted: jax.Array, values: jax.Array, weights: jax.Array | None = No
         ValueError: shapes that differ.
     """
     predicted, values = _alike(predicted=predicted, values=values)
+    if weights is not None:
+        weights, _ = _alike(weights=weights, values=values)
+    return _rmse(predicted, values, weights)
+
+
+@jax.jit
+def _rmse(predicted: jax.Array, values: jax.Array, weights: jax.Array | None) -> jax.Array:
     difference = predicted - values
     unit = unit_of(difference)
     square = (difference / unit) ** 2
     if weights is None:
         return unit * root(jnp.mean(square))
-    weights, _ = _alike(weights=weights, values=values)
     weights = weights / unit_of(weights)
     return unit * root(jnp.sum(weights * square) / jnp.sum(weights))
 
@@ -62,6 +73,11 @@ def success(estimate: Factors | jax.Array, truth: Factors | jax.Array, tolerance
 def support_recovery(estimate: jax.Array, truth: jax.Array, threshold: float | jax.Array = 0.0) -> jax.Array:
     """Fraction of places at which `|estimate| > threshold` agrees with `truth != 0`."""
     estimate, truth = _alike(estimate=estimate, truth=truth)
+    return _support_recovery(estimate, truth, threshold)
+
+
+@jax.jit
+def _support_recovery(estimate: jax.Array, truth: jax.Array, threshold: float | jax.Array) -> jax.Array:
     return jnp.mean(((jnp.abs(estimate) > threshold) == (truth != 0)).astype(jnp.result_type(estimate)))
 
 
@@ -78,7 +94,11 @@ def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     Raises:
         ValueError: the shapes differ.
     """
-    estimate, truth = _alike(estimate=estimate, truth=truth)
+    return _scaled_error(*_alike(estimate=estimate, truth=truth))
+
+
+@jax.jit
+def _scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     # In units of their own: squares of what is very small or large would leave the range of single precision.
     estimate, truth = estimate / unit_of(estimate), truth / unit_of(truth)
     square = jnp.sum(jnp.abs(estimate) ** 2)
