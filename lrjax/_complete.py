@@ -1,6 +1,7 @@
 """`complete`: entries of a matrix in, factors and predictions out."""
 
 import dataclasses
+import functools
 import time
 from functools import partial
 from typing import Any
@@ -90,9 +91,10 @@ class Completion:
             raise ValueError("uncertainty needs refits: call complete(..., ensemble=16)")
         rows, cols = self._check_entries(rows, cols)
         # Offsets that are the same in every member do not enter a standard deviation.
-        biases = jax.tree.map(jnp.zeros_like, (self.offset, self.row_bias, self.col_bias))
+        biases = jax.tree.map(np.zeros_like, (self.offset, self.row_bias, self.col_bias))
+        members = jax.tree.map(np.asarray, self.members)
         count = self.members.left.shape[0]
-        fits = [_predict(jax.tree.map(lambda x, i=i: x[i], self.members), biases, rows, cols) for i in range(count)]
+        fits = [_predict(jax.tree.map(lambda x, i=i: x[i], members), biases, rows, cols) for i in range(count)]
         spread = np.std(np.asarray(fits, np.float64), axis=0, ddof=1) * np.sqrt(KEPT / (1 - KEPT))
         return spread.astype(self.factors.left.dtype)
 
@@ -125,18 +127,14 @@ class Completion:
         found = []
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            hidden = [np.empty((2, 0), np.int64)]
+            shown = np.ones((len(part), n2), bool)
             if not include_seen:
                 # The entries are sorted by row.
                 low, high = np.searchsorted(seen_rows, part), np.searchsorted(seen_rows, part, side="right")
-                hidden = [
-                    np.stack([np.full(b - a, i), seen_cols[a:b]])
-                    for i, (a, b) in enumerate(zip(low, high, strict=True))
-                ]
-            where = np.concatenate(hidden, axis=1)
-            scores = _scores(self.factors, self.offset, self.row_bias, self.col_bias, part)
-            scores = scores.at[tuple(where)].set(-jnp.inf)
-            found.append(jax.tree.map(np.asarray, jax.lax.top_k(scores, count)))
+                for line, a, b in zip(shown, low, high, strict=True):
+                    line[seen_cols[a:b]] = False
+            best = _best(self.factors, (self.offset, self.row_bias, self.col_bias), part, shown, count)
+            found.append(jax.tree.map(np.asarray, best))
         values, cols = (np.concatenate([f[i] for f in found]) for i in (0, 1))
         return np.where(np.isneginf(values), -1, cols), values
 
@@ -148,9 +146,11 @@ class Completion:
         return rows, cols
 
 
-@jax.jit
-def _scores(factors, offset, row_bias, col_bias, rows):
-    return offset + row_bias[rows][:, None] + col_bias[None, :] + matmul(factors.left[rows], factors.right.T)
+@functools.partial(jax.jit, static_argnames="count")
+def _best(factors, biases, rows, shown, count):
+    offset, row_bias, col_bias = biases
+    scores = offset + row_bias[rows][:, None] + col_bias[None, :] + matmul(factors.left[rows], factors.right.T)
+    return jax.lax.top_k(jnp.where(shown, scores, -jnp.inf), count)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrjax import losses
 from lrjax._checks import check_finite, check_range, check_real, host_value
@@ -159,7 +160,14 @@ class Problem:
             check_finite("weights", self.weights)
             if (host := host_value(self.weights)) is not None and (host < 0).any():
                 raise ValueError(f"weights must not be negative; the smallest is {host.min()}")
-        weights = self.effective_weights()
-        if weights is not None and (host := host_value(weights)) is not None and not (host > 0).any():
+        # On the host: as JAX arrays each step would be a program of its own.
+        used = np.ones(m, bool)
+        for part in (self.operator.measured, self.weights):
+            if part is not None:
+                if (host := host_value(part)) is None:
+                    return
+                used = used & (host > 0)
+        if not used.any():
             raise ValueError("every weight is zero: there are no measurements")
-        check_finite("y (where its weight is positive)", self.observed())
+        if (y := host_value(self.y)) is not None:
+            check_finite("y (where its weight is positive)", np.where(used, y, np.zeros_like(y)))
