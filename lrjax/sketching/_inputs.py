@@ -107,17 +107,21 @@ def check_matrix(a: Any) -> Any:
 
 def check_array(name: str, value: Any) -> jax.Array:
     value = single_or_double(name, host_array(name, value))
-    value = real_array(name, value)
     _refuse_nonfinite(name, value)
-    return value
+    return real_array(name, value)
 
 
-def _refuse_nonfinite(name: str, value: jax.Array) -> None:
-    # Evaluated at once even if a jit around us is tracing and `value` is one of its constants.
-    if is_concrete(value):
+def _refuse_nonfinite(name: str, value: np.ndarray | jax.Array) -> None:
+    if not is_concrete(value):
+        return
+    if isinstance(value, np.ndarray):
+        finite = np.isfinite(np.max(np.abs(value), initial=0))
+    else:
+        # Evaluated at once even if a jit around us is tracing and `value` is one of its constants.
         with jax.ensure_compile_time_eval():
-            if not _all_finite(value):
-                raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
+            finite = _all_finite(value)
+    if not finite:
+        raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
 
 
 # The largest modulus shows a NaN or an infinity, in a third of the time of looking at each entry.

@@ -80,10 +80,10 @@ def solve(
     if start is None:
         first = plain()
     elif guess:
-        sketched = condition_of_sample(a, weights, ridge) > limit
-        first = jax.lax.cond(sketched, lambda: again(start(), jnp.int32(0)), plain)
+        sketched = wants_sketch(a, weights, ridge)
+        first = jax.lax.cond(sketched, lambda: _before(start(), b), plain)
     else:
-        first, sketched = again(start(), jnp.int32(0)), ~sketched
+        first, sketched = _before(start(), b), ~sketched
     last = jax.lax.while_loop(
         lambda r: (r.condition > limit) & (r.rounds < max_rounds), lambda r: again(r.better, r.rounds), first
     )
@@ -92,9 +92,28 @@ def solve(
     return x, last.better, last.condition <= limit, last.rounds, sketched
 
 
+def _before(start: Factor, b: jax.Array) -> Round:
+    """No round yet, for the loop to do: a first one outside of it would be compiled again."""
+    d, none = start.basis.shape[1], jnp.zeros((), start.basis.dtype)
+    return Round(
+        factor=start,
+        vectors=jnp.zeros((d, d), none.dtype),
+        values=jnp.zeros(d, none.dtype),
+        better=start,
+        x=jnp.zeros((d, b.shape[1]), none.dtype),
+        condition=none + jnp.inf,
+        rounds=jnp.int32(0),
+    )
+
+
 def enough(dtype: Any) -> float:
     """The condition number of `B^T B` up to which its equations are solved as they are."""
     return ENOUGH * float(jnp.finfo(dtype).eps) ** -0.5
+
+
+def wants_sketch(a: Scaled, weights: jax.Array | None, ridge: jax.Array) -> jax.Array:
+    """Whether one round from the normal matrix will not do for a few rows of `a`."""
+    return condition_of_sample(a, weights, ridge) > enough(a.dtype)
 
 
 def condition_of_sample(a: Scaled, weights: jax.Array | None, ridge: jax.Array) -> jax.Array:

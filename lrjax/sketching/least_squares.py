@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import status
-from lrjax._checks import check_count, check_key
-from lrjax._pytree import pytree, tree_isfinite
+from lrjax._checks import check_count, check_key, host_value
+from lrjax._pytree import is_concrete, pytree, tree_isfinite
 from lrjax._units import power
 from lrjax.sketching import _direct, _inputs, _normal, _units, cholesky_qr, iterative
 from lrjax.sketching._normal import Factor, Scaled
@@ -238,15 +238,21 @@ def lstsq(
     name, made, rows = None, key, None
     if "sketch" in _METHOD_OPTIONS[chosen]:
         name, made, rows = _inputs.check_sketch(key, sketch, sketch_size, a.shape, chosen)
+    weights = _inputs.check_nonnegative("weights", weights, (num_rows,), b.dtype)
+    ridge = _inputs.check_nonnegative("ridge", ridge, (), b.dtype)
+    automatic, wanted = method == "auto" or (chosen == "cholesky_qr" and sketch is None), None
+    if automatic and chosen == "cholesky_qr" and is_concrete((a, b, weights, ridge)):
+        wanted = host_value(_wants_sketch(a, b, weights, ridge))
     return _solve(
         a,
         b,
         made,
-        _inputs.check_nonnegative("weights", weights, (num_rows,), b.dtype),
-        _inputs.check_nonnegative("ridge", ridge, (), b.dtype),
+        weights,
+        ridge,
         None if tolerance is None else _inputs.check_nonnegative("tolerance", tolerance, (), b.dtype),
         method=chosen,
-        automatic=method == "auto" or (chosen == "cholesky_qr" and sketch is None),
+        automatic=automatic,
+        wanted=None if wanted is None else bool(wanted),
         sketch=name,
         sketch_size=rows,
         max_steps=max_steps,
@@ -265,7 +271,24 @@ def _choose(method: str, a: Any) -> str:
     return method
 
 
-@functools.partial(jax.jit, static_argnames=("method", "automatic", "sketch", "sketch_size", "max_steps"))
+@jax.jit
+def _wants_sketch(a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array) -> jax.Array:
+    """What `cholesky_qr.solve` would guess: where it can be known beforehand only one way is compiled."""
+    columns, weights, even = _ordinary(b, weights)
+    units = _units.choose(a, weights, columns, even, ridge)
+    return cholesky_qr.wants_sketch(units.matrix(a), weights, units.ridge(ridge))
+
+
+def _ordinary(b: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """`b` as columns, and the weights divided by a power of two: by its exponent, the last one."""
+    columns = b.reshape(b.shape[0], -1)
+    if weights is None:
+        return columns, None, jnp.int32(0)
+    even = _units.weight_exponent(weights)
+    return columns, weights * power(-even, weights.dtype), even
+
+
+@functools.partial(jax.jit, static_argnames=("method", "automatic", "wanted", "sketch", "sketch_size", "max_steps"))
 def _solve(
     a: Any,
     b: jax.Array,
@@ -276,16 +299,12 @@ def _solve(
     *,
     method: str,
     automatic: bool,
+    wanted: bool | None,
     sketch: str | None,
     sketch_size: int | None,
     max_steps: int | None,
 ) -> LstsqResult:
-    columns = b.reshape(b.shape[0], -1)
-    if weights is not None:
-        even = _units.weight_exponent(weights)
-        weights = weights * power(-even, weights.dtype)
-    else:
-        even = jnp.int32(0)
+    columns, weights, even = _ordinary(b, weights)
     if a.shape[0] < a.shape[1]:
         units = _units.choose(a, weights, columns, even, ridge, alike=True)
         right, level = units.right_side(columns), units.ridge(ridge)[0]
@@ -312,7 +331,7 @@ def _solve(
             worked, steps, sketched = jnp.ones((), bool), jnp.int32(0), jnp.ones((), bool)
         else:
             x, factor, worked, steps, sketched = _tall(
-                fixed, draw, tolerance, method, automatic, sketch_size, max_steps
+                fixed, draw, tolerance, method, automatic, wanted, sketch_size, max_steps
             )
             x = _normal.at_minimum(scaled, right, weights, level, x, factor)
         # A constant to autodiff: it measures and preconditions.
@@ -345,7 +364,14 @@ def _cheap_sketch(key: jax.Array, rows: int, n: int, d: int) -> CountSketch | Sp
 
 
 def _tall(
-    fixed: tuple, draw: Any, tolerance: Any, method: str, automatic: bool, sketch_size: int | None, max_steps: Any
+    fixed: tuple,
+    draw: Any,
+    tolerance: Any,
+    method: str,
+    automatic: bool,
+    wanted: bool | None,
+    sketch_size: int | None,
+    max_steps: Any,
 ) -> tuple[jax.Array, Factor, jax.Array, jax.Array, jax.Array]:
     """Solution, factor, whether it worked, steps, and whether a sketch was used."""
     a, b, weights, ridge = fixed
@@ -357,7 +383,8 @@ def _tall(
     if method == "normal_equations":
         return cholesky_qr.solve(a, b, weights, ridge, None, max_rounds=1)
     if method == "cholesky_qr":
-        return cholesky_qr.solve(a, b, weights, ridge, factor_of_sketch, guess=automatic)
+        start = None if wanted is False else factor_of_sketch
+        return cholesky_qr.solve(a, b, weights, ridge, start, guess=automatic and wanted is None)
     x, factor = _sketch_and_solve(a, b, weights, ridge, draw())
     more = {"sketch_size": sketch_size} if method == "iterative_sketching" else {}
     x, done, steps = _ITERATIVE[method](a, b, weights, ridge, factor, x, tolerance, max_steps, **more)

@@ -20,8 +20,8 @@ _GATHERS = 8
 def _random_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """int8, +-1: one random bit each."""
     size = int(np.prod(shape))
-    words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
-    bits = (words >> jnp.arange(32, dtype=jnp.uint32)[None, :]) & 1
+    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None, :]) & 1
     return 1 - 2 * bits.astype(jnp.int8).reshape(-1)[:size].reshape(shape)
 
 
@@ -144,7 +144,9 @@ class SparseSignSketch:
         place, order = _deal(deal_key, num_cols, num_rows // num_nonzeros)
         heights = np.diff(_band_edges(num_rows, num_nonzeros))[:, None]
         shape = (num_nonzeros, order.shape[0])
-        shifts = jax.random.randint(shift_key, shape, 0, heights, dtype=jnp.int32)
+        # As one line, which XLA compiles faster.
+        below = jnp.broadcast_to(jnp.asarray(heights, jnp.int32), shape).reshape(-1)
+        shifts = jax.random.randint(shift_key, below.shape, 0, below, dtype=jnp.int32).reshape(shape)
         signs = _random_signs(sign_key, (*shape, int(heights.max())))
         return SparseSignSketch(place=place, order=order, shifts=shifts, signs=signs, num_rows=num_rows)
 
