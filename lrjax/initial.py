@@ -4,6 +4,8 @@ Singular vectors have no derivative where singular values repeat, so the spectra
 the derivative of a solve is taken with its spectral start held fixed.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -220,7 +222,6 @@ def truncated_spectral(
     return jax.lax.stop_gradient(Factors(start.left * scale, start.right * scale))
 
 
-@program("shape", "max_rank", "symmetric", "dtype")
 def small_random(
     key: jax.Array,
     shape: tuple[int, int],
@@ -233,6 +234,11 @@ def small_random(
     dtype,
 ) -> Factors:
     """Independent `N(0, scale^2 / n)` entries; the right factor is drawn at `imbalance * scale`."""
+    return _small_random(key, scale, imbalance, rank, tuple(shape), max_rank, symmetric, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
+def _small_random(key, scale, imbalance, rank, shape, max_rank, symmetric, dtype):
     key_left, key_right = jax.random.split(key)
     mask = column_mask(max_rank, rank, dtype)
     n1, n2 = shape
