@@ -17,7 +17,6 @@ from lrjax.factors import matmul
 from lrjax.linalg.guarded import cholesky
 from lrjax.linalg.rows import masked_gram
 from lrjax.linalg.segments import Segments, pad_one
-from lrjax.operators.layout import map_rows
 
 
 def _inverse_roots(gram: jax.Array) -> jax.Array:
@@ -77,32 +76,46 @@ class DenseCoupling:
 
 
 @pytree
+class Chunks:
+    """The chunks of one orientation of listed entries that have some, as the coupling reads them.
+
+    Attributes:
+        index: `(chunks, length)` position on the other side of each entry; past the last for padding.
+        position: `(chunks, length)` place of the entry in `y`; `m` for padding.
+        source: `(slots,)` for each slot here the slot of the same entry on the other side.
+        rows: of the chunks.
+    """
+
+    index: jax.Array
+    position: jax.Array
+    source: jax.Array
+    rows: Segments
+
+
+@pytree
 class _Side:
     """One orientation of a coupling of listed entries.
 
     Attributes:
         blocks: `(chunks, k, length)` whitened factor rows of the other side, zero for padding.
         root: `(n, k, k)`.
-        source: `(slots,)` for each slot here the slot of the same entry on the other side.
-        rows: of the chunks.
+        chunks: where the entries are.
     """
 
     blocks: jax.Array
     root: jax.Array
-    source: jax.Array
-    rows: Segments
+    chunks: Chunks
 
     def spread(self, x: jax.Array) -> jax.Array:
         """`(slots,)` inner products of each row of `x` with its blocks."""
-        mine = self.rows.spread(x)
-        # Measured on a CPU: columns one by one beat a batched product here, and the reverse holds in `gather`.
-        total: Any = sum(self.blocks[:, i] * mine[:, i, None] for i in range(x.shape[1]))
-        return total.reshape(-1)
+        # A product, not a sum of columns: XLA would compute that anew for each slot the other side picks, several
+        # times slower.
+        return jnp.einsum("nkl,nk->nl", self.blocks, self.chunks.rows.spread(x), precision="highest").reshape(-1)
 
     def gather(self, values: jax.Array) -> jax.Array:
         """Sums over the slots of each row, `values` given in the slots of the other side."""
-        values = values.at[self.source].get(mode="promise_in_bounds").reshape(self.blocks.shape[0], -1)
-        return self.rows.gather(jnp.einsum("nkl,nl->nk", self.blocks, values, precision="highest"))
+        values = values.at[self.chunks.source].get(mode="promise_in_bounds").reshape(self.blocks.shape[0], -1)
+        return self.chunks.rows.gather(jnp.einsum("nkl,nl->nk", self.blocks, values, precision="highest"))
 
 
 @pytree
@@ -146,12 +159,29 @@ def _eye(k: int, ridge: jax.Array) -> jax.Array:
     return (jnp.reshape(ridge, (1, -1)) * jnp.eye(k, dtype=ridge.dtype))[None]
 
 
+def arrange(op: Any) -> tuple[Chunks, Chunks] | None:
+    """What a coupling of `op` reads that is the same at every point: computed once per solve."""
+    if not hasattr(op, "by_row"):
+        return None
+    m, (n1, n2) = op.num_measurements, op.shape
+    (index_row, slots_row, rows), (index_col, slots_col, cols) = _used(op.by_row, n2, m), _used(op.by_col, n1, m)
+    return (
+        Chunks(index=index_row, position=slots_row, source=_source(slots_row, slots_col, m), rows=rows),
+        Chunks(index=index_col, position=slots_col, source=_source(slots_col, slots_row, m), rows=cols),
+    )
+
+
 def coupling(
-    op: Any, left: jax.Array, right: jax.Array, weights: jax.Array | None, ridge: jax.Array
+    op: Any,
+    left: jax.Array,
+    right: jax.Array,
+    weights: jax.Array | None,
+    ridge: jax.Array,
+    chunks: tuple[Chunks, Chunks] | None,
 ) -> "DenseCoupling | ListedCoupling":
     """The coupling of an entrywise operator at `(left, right)`; weights are zero where nothing was measured."""
-    if hasattr(op, "by_row"):
-        return listed_coupling(op, weights, left, right, ridge)
+    if chunks is not None:
+        return listed_coupling(chunks, weights, left, right, ridge)
     dense = jnp.ones(op.shape, left.dtype) if weights is None else weights.reshape(op.shape)
     return dense_coupling(dense, left, right, ridge)
 
@@ -165,41 +195,51 @@ def dense_coupling(weights: jax.Array, left: jax.Array, right: jax.Array, ridge:
 
 
 def listed_coupling(
-    op: Any, weights: jax.Array | None, left: jax.Array, right: jax.Array, ridge: jax.Array
+    chunks: tuple[Chunks, Chunks], weights: jax.Array | None, left: jax.Array, right: jax.Array, ridge: jax.Array
 ) -> ListedCoupling:
-    """The coupling at `(left, right)` for `SampledEntries` and `(m,)` weights."""
+    """The coupling at `(left, right)` for the chunks of `SampledEntries` and `(m,)` weights."""
     k, n1 = left.shape[1], left.shape[0]
     root_weight = None if weights is None else pad_one(jnp.sqrt(weights))
-    grams = [_grams(op.by_row, right, root_weight), _grams(op.by_col, left, root_weight)]
+    blocks = [_gathered(side, other, root_weight) for side, other in zip(chunks, (right, left), strict=True)]
+    grams = [side.rows.gather(_gram(block)) for side, block in zip(chunks, blocks, strict=True)]
     # One batch: XLA on a CPU may hang on LAPACK calls that run side by side.
     root = _inverse_roots(jnp.concatenate(grams) + _eye(k, ridge))
-    (index_row, slots_row, rows), (index_col, slots_col, cols) = op.by_row.chunks(), op.by_col.chunks()
-    one = _whitened(index_row, slots_row, rows, right, root_weight, root[:n1])
-    two = _whitened(index_col, slots_col, cols, left, root_weight, root[n1:])
-    m = op.num_measurements
-    return ListedCoupling(
-        by_row=_Side(blocks=one, root=root[:n1], source=_source(slots_row, slots_col, m), rows=rows),
-        by_col=_Side(blocks=two, root=root[n1:], source=_source(slots_col, slots_row, m), rows=cols),
+    by_row, by_col = (
+        _Side(blocks=_whitened(block, side.rows.spread(part)), root=part, chunks=side)
+        for side, block, part in zip(chunks, blocks, (root[:n1], root[n1:]), strict=True)
     )
+    return ListedCoupling(by_row=by_row, by_col=by_col)
 
 
-def _gathered(index, position, other, root_weight):
+def _gathered(side, other, root_weight):
     """Factor rows of the other side in every slot, `(chunks, k, length)`."""
-    block = jnp.swapaxes(pad_one(other)[index], 1, 2)
-    return block if root_weight is None else block * root_weight[position][:, None, :]
+    block = jnp.swapaxes(pad_one(other)[side.index], 1, 2)
+    return block if root_weight is None else block * root_weight[side.position][:, None, :]
 
 
-def _grams(layout, other, root_weight):
-    def sums(given, part, _):
-        block = _gathered(part.index, part.position, *given)
-        return (jnp.einsum("nil,njl->nij", block, block, precision="highest"),)
-
-    return map_rows(layout, sums, given=(other, root_weight))[0][0]
+def _gram(block):
+    return jnp.einsum("nil,njl->nij", block, block, precision="highest")
 
 
-def _whitened(index, position, rows, other, root_weight, root):
-    block = _gathered(index, position, other, root_weight)
-    return jnp.einsum("nij,njl->nil", rows.spread(root), block, precision="highest")
+def _whitened(block, root):
+    return jnp.einsum("nij,njl->nil", root, block, precision="highest")
+
+
+def _used(layout, num_other, m):
+    """Index, position and rows of the chunks that have entries, in as many as any mask may need."""
+    index, position, rows = layout.chunks()
+    total, length = index.shape
+    most, over = min(total, (m + (length - 1) * min(layout.num_rows, m)) // length), layout.over
+    if over is not None:
+        most += -most % over.num_devices
+    keep = jnp.nonzero(position[:, 0] < m, size=most, fill_value=total)[0]
+    kept = [
+        x.at[keep].get(mode="fill", fill_value=no)
+        for x, no in ((index, num_other), (position, m), (rows.row, layout.num_rows))
+    ]
+    if over is not None:
+        kept = [jax.lax.with_sharding_constraint(x, over) for x in kept]
+    return kept[0], kept[1], Segments(row=kept[2], num_rows=layout.num_rows)
 
 
 def _source(slots, other_slots, m):

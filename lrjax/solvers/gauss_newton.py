@@ -1,6 +1,7 @@
 """Gauss-Newton: least squares in both factors at once, linearised, with a ridge that fades; and its robust form."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from lrjax._units import Units
 from lrjax.factors import Factors, best_rank, matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import counted_conjugate_gradient
-from lrjax.operators.coupled import coupling
+from lrjax.operators.coupled import arrange, coupling
 from lrjax.problem import Problem
 from lrjax.solvers import _common
 from lrjax.step_sizes import measured_quantile
@@ -52,6 +53,7 @@ class GaussNewtonState:
         lowest: smallest relative residual since the ridge was last raised.
         waited: int32 steps since then without a smaller one.
         info: scalars describing `factors` and the step that led here.
+        chunks: listed entries as the linearised problems read them.
     """
 
     factors: Factors
@@ -63,6 +65,7 @@ class GaussNewtonState:
     lowest: jax.Array
     waited: jax.Array
     info: dict[str, jax.Array]
+    chunks: Any = None
 
 
 @pytree
@@ -190,6 +193,7 @@ class GaussNewton:
             lowest=misfit,
             waited=(misfit != misfit).astype(jnp.int32),
             info=self._info(problem, factors, residual, scale, ridge, 0 * gain),
+            chunks=arrange(problem.operator) if self.variant == "ridge" else None,
         )
 
     def step(self, problem: Problem, state: GaussNewtonState, key: jax.Array) -> tuple[GaussNewtonState, jax.Array]:
@@ -232,6 +236,7 @@ class GaussNewton:
             lowest=lowest,
             waited=waited,
             info=info,
+            chunks=state.chunks,
         )
         return new, code
 
@@ -262,6 +267,7 @@ class GaussNewton:
             lowest=state.lowest,
             waited=state.waited,
             info=self._info(problem, answer, residual, scale, lam, taken),
+            chunks=state.chunks,
         )
         level, _ = self._edge(problem, new)
         values = jnp.sum(answer.left * answer.left, axis=0)
@@ -346,7 +352,7 @@ class GaussNewton:
         tolerance = default if self.inner_tolerance is None else self.inner_tolerance
         steps = self.inner_steps or DEFAULT_INNER_STEPS["ridge"]
         if op.entrywise:
-            k = coupling(op, u, v, weights, ridge)
+            k = coupling(op, u, v, weights, ridge, state.chunks)
             f, g = k.whiten_left(rhs_u), k.whiten_right(rhs_v)
             # [[I, K], [K^T, I]] (q, x) = (f, g) with q eliminated: half the steps of the whole system.
             x, taken = counted_conjugate_gradient(
