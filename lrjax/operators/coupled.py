@@ -48,6 +48,11 @@ class DenseCoupling:
     left_root: jax.Array
     right_root: jax.Array
 
+    def whitened_adjoints(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`(C^-1 A^T(w z) R, D^-1 A^T(w z)^T L)`."""
+        z = self.weights * z.reshape(self.weights.shape)
+        return _rows(self.left_root, matmul(z, self.right)), _rows(self.right_root, matmul(z.T, self.left))
+
     def apply(self, x: jax.Array) -> jax.Array:
         """`K x`, from whitened column unknowns to whitened row unknowns."""
         image = self.weights * matmul(self.left, _rows(self.right_root, x, transpose=True).T)
@@ -114,7 +119,11 @@ class _Side:
 
     def gather(self, values: jax.Array) -> jax.Array:
         """Sums over the slots of each row, `values` given in the slots of the other side."""
-        values = values.at[self.chunks.source].get(mode="promise_in_bounds").reshape(self.blocks.shape[0], -1)
+        values = values.at[self.chunks.source].get(mode="promise_in_bounds")
+        return self.sums(values.reshape(self.blocks.shape[0], -1))
+
+    def sums(self, values: jax.Array) -> jax.Array:
+        """Sums over the slots of each row, `values` given in the slots here, `(chunks, length)`."""
         return self.chunks.rows.gather(jnp.einsum("nkl,nl->nk", self.blocks, values, precision="highest"))
 
 
@@ -125,10 +134,18 @@ class ListedCoupling:
     Attributes:
         by_row: the row side.
         by_col: the column side.
+        root_weight: `(m + 1,)` square roots of the weights, then zero; `None` for ones.
     """
 
     by_row: _Side
     by_col: _Side
+    root_weight: jax.Array | None
+
+    def whitened_adjoints(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`(C^-1 A^T(w z) R, D^-1 A^T(w z)^T L)`, from the blocks that are there: no more loops over the layout."""
+        z = pad_one(z) if self.root_weight is None else self.root_weight * pad_one(z)
+        one, two = (side.sums(z[side.chunks.position]) for side in (self.by_row, self.by_col))
+        return one, two
 
     def apply(self, x: jax.Array) -> jax.Array:
         """`K x`, from whitened column unknowns to whitened row unknowns."""
@@ -208,7 +225,7 @@ def listed_coupling(
         _Side(blocks=_whitened(block, side.rows.spread(part)), root=part, chunks=side)
         for side, block, part in zip(chunks, blocks, (root[:n1], root[n1:]), strict=True)
     )
-    return ListedCoupling(by_row=by_row, by_col=by_col)
+    return ListedCoupling(by_row=by_row, by_col=by_col, root_weight=root_weight)
 
 
 def _gathered(side, other, root_weight):

@@ -346,14 +346,14 @@ class GaussNewton:
         op, (u, v), weights = problem.operator, (state.point.left, state.point.right), state.weights
         weigh = (lambda z: z) if weights is None else (lambda z: weights * z)
         ridge = jnp.reshape(ridge, (1, -1))
-        z = weigh(-problem.residual(state.point))
-        rhs_u, rhs_v = op.adjoint_matmul(z, v) - ridge * u, op.adjoint_rmatmul(z, u) - ridge * v
+        z = -problem.residual(state.point)
         default = 1e-2 if _robust(problem) else 1e-4
         tolerance = default if self.inner_tolerance is None else self.inner_tolerance
         steps = self.inner_steps or DEFAULT_INNER_STEPS["ridge"]
         if op.entrywise:
             k = coupling(op, u, v, weights, ridge, state.chunks)
-            f, g = k.whiten_left(rhs_u), k.whiten_right(rhs_v)
+            f, g = k.whitened_adjoints(z)
+            f, g = f - k.whiten_left(ridge * u), g - k.whiten_right(ridge * v)
             # [[I, K], [K^T, I]] (q, x) = (f, g) with q eliminated: half the steps of the whole system.
             x, taken = counted_conjugate_gradient(
                 lambda x: x - k.apply_transpose(k.apply(x)),
@@ -362,6 +362,8 @@ class GaussNewton:
                 tolerance=tolerance,
             )
             return k.unwhiten_left(f - k.apply(x)), k.unwhiten_right(x), taken
+        z = weigh(z)
+        rhs_u, rhs_v = op.adjoint_matmul(z, v) - ridge * u, op.adjoint_rmatmul(z, u) - ridge * v
         # In expectation the diagonal blocks of other operators are gain times the Gram matrix of the other factor.
         eye = jnp.eye(self.max_rank, dtype=u.dtype)
         root = lambda other: guarded.cholesky(state.gain * matmul(other.T, other) + ridge * eye)
