@@ -1,6 +1,7 @@
 """Gauss-Newton against dense least squares, and where alternating minimization fails."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 import lrjax as lr
 from lrjax import operators, status, synthetic
+from lrjax.operators.coupled import arrange, coupling, dense_coupling
 
 KEY = jax.random.key(3)
 
@@ -177,3 +179,45 @@ def test_absolute_loss_scale_settles_at_the_noise():
         assert 0.5 < float(solution.trace["scale"][-1]) / (1e-3 * size) < 3
         oracle = lr.Problem(problem.operator, noisy.y, clean.astype(noise.dtype))
         assert found < 2 * error(oracle, truth, lr.GaussNewton(max_rank=2, inner_steps=50), 20)[0]
+
+
+def _full_row(shape):
+    mask = np.random.default_rng(5).random(shape) < 0.2
+    mask[3], mask[7] = True, False
+    return mask
+
+
+MASKS = {
+    "a full row, an empty one": lambda: _full_row((40, 90)),
+    "an empty column, a full one": lambda: _full_row((40, 90)).T,
+    "one row": lambda: np.arange(60)[None, :] % 3 != 1,
+    "one column": lambda: np.arange(60)[:, None] % 3 != 1,
+    "one entry": lambda: np.arange(12).reshape(3, 4) == 5,
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("block_entries", [None, 16])
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_coupling_of_listed_entries_is_the_dense_one(mask, block_entries, weighted):
+    """Rows of any length, longer than a block too, against products with the dense weights."""
+    mask = MASKS[mask]()
+    rng, k = np.random.default_rng(0), 3
+    (n1, n2), (rows, cols) = mask.shape, np.nonzero(mask)
+    with jax.enable_x64(True):
+        build = functools.partial(operators.SampledEntries.build, block_entries=block_entries)
+        op, z = build(rows, cols, rng.standard_normal(len(rows)), (n1, n2))
+        weights = rng.random(len(rows)) * (np.arange(len(rows)) % 4 > 0) if weighted else None
+        left, right, ridge = rng.standard_normal((n1, k)), rng.standard_normal((n2, k)), jnp.full(k, 0.1)
+        weights = None if weights is None else jnp.asarray(weights)
+
+        @jax.jit
+        def listed(left, right):
+            found = coupling(op, left, right, weights, ridge, arrange(op))
+            return found.apply(right), found.apply_transpose(left), found.whitened_adjoints(z)
+
+        dense_weights, dense_z = np.zeros((2, n1, n2))
+        dense_weights[rows, cols], dense_z[rows, cols] = (1 if weights is None else weights), z
+        expected = dense_coupling(jnp.asarray(dense_weights), jnp.asarray(left), jnp.asarray(right), ridge)
+        parts = expected.apply(right), expected.apply_transpose(left), expected.whitened_adjoints(jnp.asarray(dense_z))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), listed(left, right), parts)
