@@ -21,6 +21,8 @@ def section(path):
         f"Python {machine['python']}, jax {machine['jax']}, {versions}; "
         f"lrjax at {machine['commit']}; {machine['date']}.",
     ]
+    if machine.get("remark"):
+        parts.append(f"Remark: {machine['remark']}.")
     limits = {
         (r["solver"], r["case"]["dtype"], r["device"]): (r.get("flops") or r["bytes"]) / r["seconds"]
         for r in results if r["part"] == "limit" and "seconds" in r

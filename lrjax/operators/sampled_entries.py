@@ -97,7 +97,9 @@ class SampledEntries(Operator):
         if duplicates not in ("refuse", "sum", "mean"):
             raise ValueError(f"duplicates must be 'refuse', 'sum' or 'mean'; got {duplicates!r}")
         if block_entries is None:
-            block_entries = BLOCK_ENTRIES.get(jax.default_backend(), BLOCK_ENTRIES_ELSEWHERE)
+            # Where the arrays will lie, which need not be the default backend.
+            (device,) = jax.device_put(np.zeros(0)).devices()
+            block_entries = BLOCK_ENTRIES.get(device.platform, BLOCK_ENTRIES_ELSEWHERE)
         block_entries = check_count("block_entries", block_entries)
         by_col = counting_sort(cols, n2)
         order = by_col[counting_sort(rows[by_col], n1)]
