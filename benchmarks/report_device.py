@@ -29,7 +29,7 @@ def section(path):
     }  # fmt: skip
     if limits:
         rows = [
-            [*key, f"{1e-12 * rate:.3g} {'TB/s' if key[0] == 'copy' else 'TFLOP/s'}"] for key, rate in limits.items()
+            [*key, f"{1e-9 * rate:,.0f} {'GB/s' if key[0] == 'copy' else 'GFLOP/s'}"] for key, rate in limits.items()
         ]
         parts += ["What it can do:", table(["", "dtype", "on", "rate"], rows)]
     parts += agreement([r for r in results if r["part"] == "agreement"])
