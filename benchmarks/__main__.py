@@ -13,7 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bench_latency, device, measure, ratings, report, suites
+import numpy as np
+
+from benchmarks import bench_large, bench_latency, device, measure, ratings, report, suites
 
 HERE = Path(__file__).parent
 
@@ -66,6 +68,8 @@ def run(given, out):
             count(selected(suites.COUNTED[suite](given.quick, given.large), given), path, done, deadline)
         elif suite == "ratings":
             tune(given, path, done, deadline)
+        elif suite == "large":
+            large(given, path, repeats)
         elif suite == "latency":
             latency(given, path, repeats)
         elif suite == "regression":
@@ -228,6 +232,24 @@ def fresh(task, name, inputs, cache):
     done = subprocess.run(command, capture_output=True, text=True, cwd=measure.ROOT, env=os.environ | settings)
     lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
     return {"failed": lines[-1] if lines else f"code {done.returncode}"} if done.returncode else json.loads(lines[-1])
+
+
+def large(given, path, repeats):
+    """Sweeps from one to a hundred million entries, a process for each size."""
+    shape = (600, 400) if given.quick else bench_large.SHAPE
+    for count in (2000, 20_000) if given.quick else bench_large.SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            bench_large.make(Path(folder), count, shape)
+            np.save(Path(folder) / "shape.npy", shape)
+            command = [sys.executable, "-m", "benchmarks.bench_large", folder, str(1 if count > 10**7 else repeats)]
+            settings = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+            done = subprocess.run(command, capture_output=True, text=True, cwd=measure.ROOT, env=settings)
+        case = {"kind": "large", "entries": count, "n1": shape[0], "n2": shape[1], "rank": bench_large.RANK,
+                "dtype": "float32"}  # fmt: skip
+        lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+        found = {"failed": lines[-1] if lines else str(done.returncode)} if done.returncode else json.loads(lines[-1])
+        append(path, {"case": case, "solver": "lrjax ALS", **found})
+        print(f"  {count:,} entries: {found}", flush=True)
 
 
 def regression(given, path):

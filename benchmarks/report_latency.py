@@ -1,4 +1,6 @@
-"""The section of `REPORT.md` on the suite `latency`."""
+"""The sections of `REPORT.md` on the suites `latency` and `large`."""
+
+import numpy as np
 
 from benchmarks.measure import median
 from benchmarks.tables import seconds, table
@@ -26,3 +28,23 @@ def section(results, machines, figure):
             f"of equal size). `cached` is with JAX's compilation cache of an earlier process. Ratings: {source}. "
             "implicit takes what is unseen for zeros of low confidence: only its time compares.",
             table(head, rows)]  # fmt: skip
+
+
+def large(results, machines, figure):
+    """Seconds a sweep and peak memory against the entries, and the exponent of a power law through the sweeps."""
+    rows, fitted = [], []
+    for record in sorted(results, key=lambda record: record["case"]["entries"]):
+        entries = record["case"]["entries"]
+        if "failed" in record:
+            rows.append([f"{entries:,}", f"failed: {record['failed']}"])
+            continue
+        fitted.append((entries, record["sweep"]))
+        rows.append([f"{entries:,}", seconds(record["build"]), seconds(record["first"]), seconds(record["sweep"]),
+                     f"{1e9 * record['sweep'] / entries:.0f}", f"{record['memory'] / 1024:.2f}"])  # fmt: skip
+    case = results[-1]["case"]
+    words = f"{case['n1']:,} x {case['n2']:,}, skewed, rank {case['rank']}, {case['dtype']}; a process for each size."
+    if len(fitted) > 1:
+        entries, sweeps = np.log(np.array(fitted)).T
+        words += f" Seconds a sweep grow like the entries to the power {np.polyfit(entries, sweeps, 1)[0]:.2f}."
+    head = ["entries", "build, s", "first call of one sweep, s", "a sweep, s", "ns an entry", "peak, GiB"]
+    return [words, table(head, rows)]

@@ -136,4 +136,4 @@ def scaling(quick, large):
 
 TIMED = {"completion": completion, "rpca": rpca, "ratings-speed": ratings_speed, "scaling": scaling}
 COUNTED = {"phase": phase, "robust": robust}
-NAMES = ["latency", *TIMED, *COUNTED, "ratings", "sweep", "regression", "samplers", "inner"]
+NAMES = ["latency", "large", *TIMED, *COUNTED, "ratings", "sweep", "regression", "samplers", "inner"]
