@@ -10,11 +10,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMPS := $(VENV)/.lrjax
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz breakages lint docs papers bench clean
+.PHONY: help demo test test-all test-slow fuzz breakages lint docs papers bench clean
 
 help:
 	@echo "make demo       install, then complete a real table and draw the result"
-	@echo "make test       the tests; make test-slow for those that take minutes"
+	@echo "make test       the tests; make test-all for those that take minutes as well"
 	@echo "make fuzz       odd inputs to everything public for MINUTES=10, in two processes; fails on a finding"
 	@echo "make breakages  breaks the library in one place at a time and asks whether the tests notice (an hour)"
 	@echo "make lint       ruff and pyright"
@@ -28,6 +28,9 @@ demo: $(STAMPS)/demo
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest -n 2
+
+test-all: $(STAMPS)/test
+	$(BIN)/python -m pytest -n 2 -m ""
 
 test-slow: $(STAMPS)/test
 	$(BIN)/python -m pytest -m slow -n 0

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import tempfile
 
 import pytest
 
@@ -14,10 +15,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The command line would keep what the tests compile in the user's cache folder.
 os.environ.setdefault("LRJAX_CACHE", "off")
 
-# The tests compile far more than they compute. Turning off one code generator of XLA saves a third of that time; the
-# flag is known to exist in these releases, and an unknown one would stop the process.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+# Most tests compile far more than they compute: LLVM's optimisations take half of that time, and one code generator of
+# XLA a third (the flag is known to exist in these releases; an unknown one would stop the process). Tests marked
+# `computes` are optimised all the same. `LRJAX_TESTS_COMPILE=full` compiles everything as users do.
+LIGHT = os.environ.get("LRJAX_TESTS_COMPILE") != "full"
+if LIGHT:
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 # Every compiled program keeps memory maps; some thousand tests in one process would run out of them (a process may have
 # 65,530 on Linux), and XLA then crashes while compiling.
@@ -32,6 +37,28 @@ def pytest_runtest_teardown():
         import jax
 
         jax.clear_caches()
+
+
+def pytest_configure(config):
+    """One folder of compiled programs for all workers of this run, and for no other."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="lrjax-tests-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+        config.add_cleanup(folder.cleanup)
+
+
+@pytest.fixture(autouse=True)
+def optimised(request):
+    """Tests that compute more than they compile, marked `computes`, run optimised code."""
+    if not LIGHT or request.node.get_closest_marker("computes") is None:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

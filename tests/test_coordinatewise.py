@@ -9,6 +9,7 @@ from scipy.stats import norm
 import lrjax as lr
 from lrjax.sketching import SRHT, CountSketch, GaussianSketch, PooledSketch, SparseSignSketch
 
+pytestmark = pytest.mark.computes
 KEY = jax.random.key(7)
 N, D = 4096, 32
 

@@ -17,6 +17,7 @@ import pytest
 
 import lrjax as lr
 
+pytestmark = pytest.mark.computes
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

@@ -17,7 +17,7 @@ import pytest
 import lrjax as lr
 from lrjax import status
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("x64")]
 
 
 def slope(x, y):

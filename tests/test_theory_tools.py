@@ -8,6 +8,7 @@ import pytest
 import lrjax as lr
 from lrjax import diagnostics
 
+pytestmark = pytest.mark.computes
 KEY = jax.random.key(3)
 
 
