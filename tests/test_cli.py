@@ -204,6 +204,13 @@ def test_a_cache_that_cannot_be_is_one_line(tmp_path, capsys, monkeypatch, small
     monkeypatch.delenv("LRJAX_CACHE", raising=False)
     assert small("--cache", "off") == 0
     assert not (tmp_path / "home").exists()
-    assert _cache.chosen_folder(None) == tmp_path / "home" / "lrjax" / "programs"
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert _cache.chosen_folder(None) == tmp_path / "home" / "lrjax" / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+        assert _cache.chosen_folder(None) is None  # JAX has been told of another
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
     monkeypatch.setenv("LRJAX_CACHE", "off")
     assert _cache.chosen_folder(None) is None

@@ -180,6 +180,7 @@ def median_ratio(d, m, n=4096, sketches=50, rhs=16):
     return np.sqrt(d) * np.median(errors)
 
 
+@pytest.mark.computes
 @pytest.mark.parametrize(("d", "m"), [(32, 512), (32, 1024)])
 def test_gaussian_sketch_error_follows_its_law(d, m):
     # For orthonormal a: sqrt(d) ||x' - x||_inf / ||residual||, median over sketches.
