@@ -38,7 +38,13 @@ def adjoint_svd(problem: Problem, z: jax.Array, rank: int, key: jax.Array) -> tu
         u, s, vt = guarded.svd(op.adjoint(z))
         return u[:, :rank], s[:rank], vt.T[:, :rank]
     return truncated_svd(
-        lambda v: op.adjoint_matmul(z, v), lambda u: op.adjoint_rmatmul(z, u), (n1, n2), rank, key, dtype=z.dtype
+        lambda v: op.adjoint_matmul(z, v),
+        lambda u: op.adjoint_rmatmul(z, u),
+        (n1, n2),
+        rank,
+        key,
+        dtype=z.dtype,
+        data=z,
     )
 
 
@@ -53,7 +59,7 @@ def gain(problem: Problem, key: jax.Array, *, symmetric: bool, probes: int = 4) 
     if problem.operator.entrywise:
         # Every sign matrix has the same energy in every entry: nothing to draw. A unit, so a constant to autodiff.
         return jax.lax.stop_gradient(problem.total_weight() / (float(n1) * n2))
-    signs = jax.random.rademacher(key, (probes, n1 if symmetric else n1 + n2, 1), problem.y.dtype)
+    signs = drawn(jax.random.rademacher, key, (probes, n1 if symmetric else n1 + n2, 1), problem.y.dtype)
     left, right = (signs, signs) if symmetric else (signs[:, :n1], signs[:, n1:])
 
     def energy(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -110,7 +116,7 @@ def orthonormal(factor: jax.Array, mask: jax.Array | None) -> jax.Array:
     """An orthonormal basis of the columns in use, zero elsewhere."""
     if mask is not None:
         # Unused columns are zero and would make QR singular; anything independent does in their place.
-        filler = jax.random.normal(jax.random.key(0), factor.shape, factor.dtype)
+        filler = drawn(jax.random.normal, jax.random.key(0), factor.shape, factor.dtype)
         factor = jnp.where(mask[None, :] > 0, factor, filler)
     return keep_columns(guarded.qr(factor)[0], mask)
 
@@ -142,7 +148,7 @@ def symmetric_eigs(problem: Problem, z: jax.Array, max_rank: int, key: jax.Array
         return values[::-1][:max_rank], vectors[:, ::-1][:, :max_rank]
     apply = lambda v: (op.adjoint_matmul(z, v) + op.adjoint_rmatmul(z, v)) / 2
     # Singular vectors span the eigenvectors of both signs; a Rayleigh quotient tells them apart.
-    u, _, _ = truncated_svd(apply, apply, (n, n), min(2 * max_rank, n), key, dtype=z.dtype)
+    u, _, _ = truncated_svd(apply, apply, (n, n), min(2 * max_rank, n), key, dtype=z.dtype, data=z)
     values, rotation = guarded.eigh(jnp.matmul(u.T, apply(u), precision="highest"))
     vectors = jnp.matmul(u, rotation, precision="highest")
     return values[::-1][:max_rank], vectors[:, ::-1][:, :max_rank]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax._draws import drawn
 from lrjax._units import exponent, power, shifted
 from lrjax.factors import matmul
 from lrjax.linalg import guarded
@@ -20,7 +21,8 @@ def truncated_svd(
     rank: int,
     key: jax.Array,
     *,
-    dtype,
+    dtype: Any,
+    data: Any = (),
     oversample: int = 8,
     depth: int = 4,
     warm: jax.Array | None = None,
@@ -36,6 +38,7 @@ def truncated_svd(
         rank: triples wanted.
         key: random key of the first block.
         dtype: real dtype of the products.
+        data: floats that the products depend on, for `shard_map`, where types say over which devices values vary.
         oversample: columns of the block beyond `rank`.
         depth: times `M M^T` is applied to the first block; more for slowly decaying spectra. As many of the last powers
             as fit into the space are kept side by side; those before are a subspace iteration.
@@ -51,29 +54,41 @@ def truncated_svd(
     kept = max(0, min(depth, min(n1, n2) // width - 1))
     # A block that spans the space already has nothing to gain.
     before = depth - kept if width < min(n1, n2) else 0
-    block = jax.random.normal(key, (n2, width), dtype)
+    start = drawn(jax.random.normal, key, (n2, width), dtype)
     if warm is not None:
-        block = jnp.concatenate([warm, block[:, warm.shape[1] :]], axis=1)
-    first = apply(block)
-    # In units of the matrix: the second product of each step would square its own.
+        start = jnp.concatenate([warm, start[:, warm.shape[1] :]], axis=1)
+    last = before + kept
     limit = jnp.finfo(dtype).maxexp - 2
-    unit = jnp.clip(exponent(first), -limit, limit)
-    inverse = power(-unit, first.dtype)
-    block = guarded.qr(first)[0]
 
-    def step(block: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        block = guarded.qr(apply(apply_transpose(inverse * block)))[0]
-        return block, block
+    def orthonormal(basis: jax.Array) -> jax.Array:
+        q = guarded.qr(jnp.moveaxis(basis, 0, 1).reshape(n1, -1))[0]
+        return jnp.moveaxis(q.reshape(n1, kept + 1, width), 1, 0)
 
-    # A scan, not a Python loop: the products are compiled once.
-    if before:
-        block = jax.lax.scan(lambda block, _: (step(block, None)[0], None), block, None, length=before)[0]
-    _, blocks = jax.lax.scan(step, block, None, length=kept)
-    basis = jnp.concatenate([block, jnp.moveaxis(blocks, 0, 1).reshape(n1, kept * width)], axis=1)
-    q = guarded.qr(basis)[0]
+    # One loop for the powers and for the products with the basis they span, so that each product is compiled once.
+    def step(i: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+        block, basis, projected = carry
+
+        def another(basis: jax.Array) -> jax.Array:
+            # In units of the block: the second product would square those of the matrix.
+            unit = jnp.clip(exponent(block), -limit, limit)
+            power_of = guarded.qr(apply(power(-unit, block.dtype) * block))[0]
+            return jax.lax.dynamic_update_index_in_dim(basis, power_of, jnp.maximum(i - before, 0), 0)
+
+        same = lambda basis: basis
+        basis = jax.lax.cond(i <= last, another, same, basis)
+        basis = jax.lax.cond(i == last, orthonormal, same, basis)
+        place = jnp.where(i < last, jnp.maximum(i - before, 0), i - last)
+        block = apply_transpose(jax.lax.dynamic_index_in_dim(basis, place, 0, keepdims=False))
+        return block, basis, jax.lax.dynamic_update_index_in_dim(projected, block, place, 0)
+
+    # A zero of the type of the products.
+    zero = sum(0 * (x.ravel()[0] != x.ravel()[0]).astype(dtype) for x in (start, *jax.tree.leaves(data)))
+    carry = start + zero, *(jnp.zeros((kept + 1, n, width), dtype) + zero for n in shape)
+    _, basis, projected = jax.lax.fori_loop(0, last + kept + 1, step, carry)
+    q, projected = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1) for x in (basis, projected))
     # (Q^T M)^T = M^T Q is tall; its SVD gives that of the projected matrix.
-    v, s, ut = guarded.svd(apply_transpose(inverse * q))
-    return matmul(q, ut.T[:, :rank]), shifted(s[:rank], unit), v[:, :rank]
+    v, s, ut = guarded.svd(projected)
+    return matmul(q, ut.T[:, :rank]), s[:rank], v[:, :rank]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 4))

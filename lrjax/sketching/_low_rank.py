@@ -195,7 +195,10 @@ def _leading(products, a, shape, rank, key, dtype, oversample, power_steps, turn
     # Constants to autodiff: `attach_derivative` gives them that of exact triples.
     apply, apply_transpose = products(jax.lax.stop_gradient(a))
     spare = min(oversample, min(shape) - rank)
-    triples = truncated_svd(apply, apply_transpose, shape, rank, key, dtype=dtype, oversample=spare, depth=power_steps)
+    data = [x for x in jax.tree.leaves(a) if x.dtype == dtype]
+    triples = truncated_svd(
+        apply, apply_transpose, shape, rank, key, dtype=dtype, data=data, oversample=spare, depth=power_steps
+    )
     return attach_derivative(products, rank, a, jax.lax.stop_gradient(triples), turn)
 
 

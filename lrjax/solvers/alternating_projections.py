@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lrjax import initial, status
 from lrjax._checks import check_range
+from lrjax._draws import drawn
 from lrjax._pytree import pytree
 from lrjax._units import Units
 from lrjax.factors import Factors, matmul
@@ -168,7 +169,7 @@ class AlternatingProjections:
         level = jax.lax.stop_gradient(self.first_threshold * self._spread(problem, Factors(left, right), extra))
         if factors is None:
             clipped = problem.weighted(jnp.clip(y, -0.3 * level, 0.3 * level)).reshape(n1, n2)
-            probe = jax.random.normal(key_space, (n1, self.max_rank), y.dtype)
+            probe = drawn(jax.random.normal, key_space, (n1, self.max_rank), y.dtype)
             right = jax.lax.stop_gradient(guarded.qr(matmul(clipped.T, probe))[0])
         used = jnp.full((self.max_rank,), 0 if factors is None else 1, y.dtype)
         scales = jnp.ones_like(extra.row_total), jnp.ones_like(extra.col_total)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lrjax import initial, status
 from lrjax._checks import check_count, check_range
+from lrjax._draws import drawn
 from lrjax._pytree import pytree, replace
 from lrjax._units import Units
 from lrjax.factors import Factors, difference_norm, matmul
@@ -168,7 +169,7 @@ class SoftImpute:
             norm = jnp.linalg.norm(x)
             return x / norm, norm
 
-        x = jax.random.normal(key, problem.shape, problem.y.dtype)
+        x = drawn(jax.random.normal, key, problem.shape, problem.y.dtype)
         # Thirty steps reach within a few per cent from below. A constant to autodiff: the step size moves the path and
         # not its end.
         return jax.lax.stop_gradient(1.05 * jax.lax.scan(power, x, None, length=30)[1][-1])
