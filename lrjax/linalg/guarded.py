@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 def finite_or_nan(a: jax.Array) -> jax.Array:
     """`a` `(..., n, k)`, with every matrix that holds a NaN or an infinity replaced by NaN throughout."""
-    return jnp.where(jnp.all(jnp.isfinite(a), axis=(-2, -1), keepdims=True), a, jnp.nan)
+    # Zero times what is not finite is NaN: one sum, which compiles several times faster than a test of every element.
+    return a + jax.lax.stop_gradient(jnp.sum(0 * a, axis=(-2, -1), keepdims=True))
 
 
 def svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
