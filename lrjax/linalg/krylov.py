@@ -47,12 +47,13 @@ def counted_conjugate_gradient(
     """`conjugate_gradient` from zero to a tolerance, and the int32 number of steps it took."""
 
     def solve(matvec: Callable[[jax.Array], jax.Array], b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _run(matvec, b, jnp.zeros_like(b), num_steps, tolerance, rowwise=False, fixed=False)
+        return _run(matvec, b, None, num_steps, tolerance, rowwise=False, fixed=False)
 
     return jax.lax.custom_linear_solve(matvec, rhs, solve, symmetric=True, has_aux=True)
 
 
 def _run(matvec, rhs, start, num_steps, tolerance, rowwise, fixed):
+    # From zero for `None`: without the product that would say so.
     axes = tuple(range(1, rhs.ndim)) if rowwise else tuple(range(rhs.ndim))
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -71,13 +72,15 @@ def _run(matvec, rhs, start, num_steps, tolerance, rowwise, fixed):
         return x, r, r + ratio(new, rr) * p, new
 
     # What is solved for is the correction, in units in which squares of the residual are in range.
-    r = rhs - matvec(start)
+    r = rhs if start is None else rhs - matvec(start)
     unit = exponent(jnp.maximum(jnp.abs(rhs), jnp.abs(r)), axes, keepdims=True)
-    rhs, r = shifted(rhs, -unit), shifted(r, -unit)
+    rhs = shifted(rhs, -unit)
+    r = rhs if start is None else shifted(r, -unit)
     carry = (jnp.zeros_like(r), r, r, dot(r, r))
     if fixed:
         carry, _ = jax.lax.scan(lambda c, _: (one(c), None), carry, None, length=num_steps)
-        return start + shifted(carry[0], unit), jnp.int32(num_steps)
+        x = shifted(carry[0], unit)
+        return x if start is None else start + x, jnp.int32(num_steps)
     goal = jnp.asarray(tolerance, rhs.dtype) ** 2 * dot(rhs, rhs)
 
     def unfinished(loop: tuple) -> jax.Array:
@@ -86,7 +89,8 @@ def _run(matvec, rhs, start, num_steps, tolerance, rowwise, fixed):
 
     start_loop = (carry, jnp.int32(0))
     (x, _, _, _), taken = jax.lax.while_loop(unfinished, lambda loop: (one(loop[0]), loop[1] + 1), start_loop)
-    return start + shifted(x, unit), taken
+    x = shifted(x, unit)
+    return x if start is None else start + x, taken
 
 
 def preconditioned_conjugate_gradient(

@@ -204,15 +204,20 @@ class GaussNewton:
         alpha = ALPHA[self.variant]
         if self.variant == "ridge":
             du, dv, taken = self._ridge_solve(problem, state, self._ridge(state))
+            join = lambda a, b: jnp.concatenate([a, b], axis=1)
+            moved = Factors(join(u + du, jnp.zeros_like(u)), join(v + dv, jnp.zeros_like(v)))
+            estimate = Factors(join(u, du), join(v + dv, v))
             # The next point is U' V'^T with equal Gram matrices. Left alone, their difference flips its sign for ever.
-            point = best_rank(Factors(u + du, v + dv), self.max_rank)
-            estimate = Factors(jnp.concatenate([u, du], axis=1), jnp.concatenate([v + dv, v], axis=1))
+            # As wide as the estimate, so that one program truncates both.
+            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), moved, estimate)
+            both = jax.vmap(lambda factors: best_rank(factors, self.max_rank))(both)
+            point, answer = (Factors(both.left[i], both.right[i]) for i in (0, 1))
         else:
             new_u, new_v, taken = self._minimum_norm(problem, state, alpha)
             estimate = Factors(jnp.concatenate([u, new_u], axis=1), jnp.concatenate([new_v - alpha * v, v], axis=1))
             keep = (1 - alpha) / 2
-            point = Factors(keep * u + new_u, keep * v + new_v)
-        answer = self._keep(best_rank(estimate, self.max_rank))
+            point, answer = Factors(keep * u + new_u, keep * v + new_v), best_rank(estimate, self.max_rank)
+        answer = self._keep(answer)
         residual = problem.residual(answer)
         misfit = problem.relative_norm(problem.squared_norm(residual))
         ridge, lowest, waited = self._next_ridge(state, misfit)
