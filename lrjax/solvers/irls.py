@@ -29,6 +29,7 @@ from lrjax._units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
+from lrjax.linalg.rows import eliminate
 from lrjax.linalg.svd import attach_derivative, truncated_svd
 from lrjax.problem import Problem
 from lrjax.solvers import _common
@@ -151,7 +152,7 @@ class IRLS:
         """The observed entries filled with zeros, or with the given factors, and their singular values."""
         (n1, n2), dtype, k = problem.shape, problem.y.dtype, self.max_rank
         given = factors is not None
-        start = factors if given else Factors(jnp.zeros((n1, k), dtype), jnp.zeros((n2, k), dtype))
+        start = factors if given else Factors(jnp.zeros((n1, 0), dtype), jnp.zeros((n2, 0), dtype))
         matrix = (start.left, start.right, -problem.residual(start))
         left, values, right = self._triples(problem, matrix, key, None)
         epsilon = self._floor(self.smoothing * self._next(values), values)
@@ -188,7 +189,8 @@ class IRLS:
             u, s, vt = guarded.svd(matmul(left, right.T) + op.adjoint(z))
             triples = u[:, : k + 1], s[: k + 1], vt.T[:, : k + 1]
         else:
-            triples = truncated_svd(*_products((op, left, right, z)), (n1, n2), k + 1, key, dtype=z.dtype, warm=warm)
+            products = _products((op, left, right, z))
+            triples = truncated_svd(*products, (n1, n2), k + 1, key, dtype=z.dtype, data=z, warm=warm)
         left, values, right = attach_derivative(_products, k, (op, *matrix), triples)
         mask = self._mask(values.dtype)
         return initial.keep_columns(left, mask), values, initial.keep_columns(right, mask)
@@ -218,7 +220,8 @@ class IRLS:
         def adjoint(z):
             return jnp.concatenate([op.adjoint_matmul(z, v), normal_right(op.adjoint_rmatmul(z, u))])
 
-        def system(x):
+        def system(x: jax.Array, y: jax.Array | float = 0.0) -> jax.Array:
+            """The system at `x`, less what it should be for measurements `y`."""
             b = x[:n1]
             core = matmul(u.T, b)
             stiff = jnp.concatenate([(b - matmul(u, core)) * outer[None, :], normal_right(x[n1:]) * outer[None, :]])
@@ -226,7 +229,7 @@ class IRLS:
             # Outside V^T C = 0, where no iterate goes, the identity keeps the system definite.
             stray = jnp.concatenate([jnp.zeros_like(b), matmul(v, matmul(v.T, x[n1:]))])
             b_free = jnp.concatenate([b, normal_right(x[n1:])])
-            return adjoint(on(op.forward(*tangent(b_free)))) + stiff + stray
+            return adjoint(on(op.forward(*tangent(b_free)) - y)) + stiff + stray
 
         # A preconditioner moves the path of the inner solve and not its end; so does the start below.
         blocks = jax.lax.stop_gradient(self._blocks(op, u, v, outer, observed, y))
@@ -240,7 +243,7 @@ class IRLS:
             return both.at[n1:].set(c - matmul(v_fixed, matmul(v_fixed.T, c)) + stray)
 
         start = jax.lax.stop_gradient(jnp.concatenate([u * s[None, :], jnp.zeros_like(v)]))
-        rhs = adjoint(on(y)) - system(start)
+        rhs = -system(start, y)
         correction, steps = preconditioned_conjugate_gradient(
             system, rhs, precondition, num_steps=self.inner_steps, tolerance=self.inner_tolerance
         )
@@ -271,4 +274,5 @@ class IRLS:
         gram = jnp.concatenate([by_row, by_col])
         eye = jnp.eye(k, dtype=y.dtype)[None]
         shift = 10 * k * jnp.finfo(y.dtype).eps * jnp.max(jnp.trace(gram, axis1=1, axis2=2))
-        return jnp.linalg.inv(gram + outer[None, None, :] * eye + jnp.maximum(shift, jnp.finfo(y.dtype).tiny) * eye)
+        gram = gram + outer[None, None, :] * eye + jnp.maximum(shift, jnp.finfo(y.dtype).tiny) * eye
+        return eliminate(gram, jnp.broadcast_to(eye, gram.shape))
