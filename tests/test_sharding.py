@@ -204,7 +204,7 @@ sweep = sent(compiled, "/while/body")
 memory = compiled.memory_analysis()
 assert sweep == [("all-gather", 4 * k * places2), ("all-gather", 4 * k * places1), ("all-reduce", 4)], sweep
 # The program is not given what it does not read: rows and columns stay where they are.
-assert memory.argument_size_in_bytes == 4 * m + (2 * 4 * slots + 4 * chunks) / 8 + 4 * (n1 + n2), memory
+assert memory.argument_size_in_bytes == 4 * m + (2 * 4 * slots + 4 * chunks) / 8 + 4 * (n1 + n2 + 2), memory
 assert 1 < memory.temp_size_in_bytes / (4 * slots / 8 + 2 * 4 * k * (2 * n1 + n2)) < 1.3, memory
 print("model")
 """

@@ -65,7 +65,7 @@ def eliminate(gram: jax.Array, rhs: jax.Array) -> jax.Array:
             i = len(upper) - 1 - step
             # What is not solved for yet is zero in x.
             known = jnp.sum(upper[i, : len(upper)][:, None] * x, axis=0)
-            return x.at[i].set((right[i] - known) / upper[i, i][None, :])
+            return jax.lax.dynamic_update_index_in_dim(x, (right[i] - known) / upper[i, i][None, :], i, 0)
 
         part = jax.lax.fori_loop(0, size, substitute, jnp.zeros_like(right))
         solution = part if solution is None else jnp.concatenate([part, solution])

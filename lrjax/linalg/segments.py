@@ -11,6 +11,11 @@ def pad_one(x: jax.Array) -> jax.Array:
     return jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
 
 
+def take(x: jax.Array, index: jax.Array) -> jax.Array:
+    """`x[index]` for an index that is in range and not negative, without the kernels that see to the rest."""
+    return x.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
 @pytree
 class Segments:
     """Which row each of some chunks is part of.
@@ -29,9 +34,9 @@ class Segments:
         """Sums of the chunks `(chunks, ...)` over the rows, `(num_rows, ...)`."""
         if self.single:
             return chunks
-        zeros = jnp.zeros((self.num_rows + 1, *chunks.shape[1:]), chunks.dtype)
-        return zeros.at[self.row].add(chunks, mode="promise_in_bounds")[:-1]
+        zeros = jnp.zeros((self.num_rows, *chunks.shape[1:]), chunks.dtype)
+        return zeros.at[self.row].add(chunks, mode="drop", wrap_negative_indices=False)
 
     def spread(self, rows: jax.Array) -> jax.Array:
         """The row `(num_rows, ...)` of each chunk, `(chunks, ...)`; zero for chunks of none."""
-        return rows if self.single else pad_one(rows).at[self.row].get(mode="promise_in_bounds")
+        return rows if self.single else take(pad_one(rows), self.row)

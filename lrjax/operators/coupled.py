@@ -16,7 +16,7 @@ from lrjax._pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.guarded import cholesky
 from lrjax.linalg.rows import masked_gram
-from lrjax.linalg.segments import Segments, pad_one
+from lrjax.linalg.segments import Segments, pad_one, take
 
 
 def _inverse_roots(gram: jax.Array) -> jax.Array:
@@ -119,7 +119,7 @@ class _Side:
 
     def gather(self, values: jax.Array) -> jax.Array:
         """Sums over the slots of each row, `values` given in the slots of the other side."""
-        values = values.at[self.chunks.source].get(mode="promise_in_bounds")
+        values = take(values, self.chunks.source)
         return self.sums(values.reshape(self.blocks.shape[0], -1))
 
     def sums(self, values: jax.Array) -> jax.Array:
@@ -144,7 +144,7 @@ class ListedCoupling:
     def whitened_adjoints(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`(C^-1 A^T(w z) R, D^-1 A^T(w z)^T L)`, from the blocks that are there: no more loops over the layout."""
         z = pad_one(z) if self.root_weight is None else self.root_weight * pad_one(z)
-        one, two = (side.sums(z[side.chunks.position]) for side in (self.by_row, self.by_col))
+        one, two = (side.sums(take(z, side.chunks.position)) for side in (self.by_row, self.by_col))
         return one, two
 
     def apply(self, x: jax.Array) -> jax.Array:
@@ -180,8 +180,8 @@ def arrange(op: Any) -> tuple[Chunks, Chunks] | None:
     """What a coupling of `op` reads that is the same at every point: computed once per solve."""
     if not hasattr(op, "by_row"):
         return None
-    m, (n1, n2) = op.num_measurements, op.shape
-    (index_row, slots_row, rows), (index_col, slots_col, cols) = _used(op.by_row, n2, m), _used(op.by_col, n1, m)
+    m = op.num_measurements
+    (index_row, slots_row, rows), (index_col, slots_col, cols) = _used(op.by_row), _used(op.by_col)
     return (
         Chunks(index=index_row, position=slots_row, source=_source(slots_row, slots_col, m), rows=rows),
         Chunks(index=index_col, position=slots_col, source=_source(slots_col, slots_row, m), rows=cols),
@@ -230,8 +230,8 @@ def listed_coupling(
 
 def _gathered(side, other, root_weight):
     """Factor rows of the other side in every slot, `(chunks, k, length)`."""
-    block = jnp.swapaxes(pad_one(other)[side.index], 1, 2)
-    return block if root_weight is None else block * root_weight[side.position][:, None, :]
+    block = jnp.swapaxes(take(pad_one(other), side.index), 1, 2)
+    return block if root_weight is None else block * take(root_weight, side.position)[:, None, :]
 
 
 def _gram(block):
@@ -242,24 +242,18 @@ def _whitened(block, root):
     return jnp.einsum("nij,njl->nil", root, block, precision="highest")
 
 
-def _used(layout, num_other, m):
-    """Index, position and rows of the chunks that have entries, in as many as any mask may need."""
+def _used(layout):
+    """Index, position and rows of the chunks that have entries."""
     index, position, rows = layout.chunks()
-    total, length = index.shape
-    most, over = min(total, (m + (length - 1) * min(layout.num_rows, m)) // length), layout.over
-    if over is not None:
-        most += -most % over.num_devices
-    keep = jnp.nonzero(position[:, 0] < m, size=most, fill_value=total)[0]
-    kept = [
-        x.at[keep].get(mode="fill", fill_value=no)
-        for x, no in ((index, num_other), (position, m), (rows.row, layout.num_rows))
-    ]
-    if over is not None:
-        kept = [jax.lax.with_sharding_constraint(x, over) for x in kept]
-    return kept[0], kept[1], Segments(row=kept[2], num_rows=layout.num_rows)
+    if layout.over is not None:
+        split = lambda x: jax.lax.with_sharding_constraint(x, layout.over)
+        index, position, rows = split(index), split(position), Segments(row=split(rows.row), num_rows=rows.num_rows)
+    return index, position, rows
 
 
 def _source(slots, other_slots, m):
     # Padding has position m on both sides: its slot is any padded one, and its block is zero.
     count = jnp.arange(other_slots.size, dtype=jnp.int32)
-    return jnp.zeros(m + 1, jnp.int32).at[other_slots.reshape(-1)].set(count)[slots.reshape(-1)]
+    places = jnp.zeros(m + 1, jnp.int32).at[other_slots.reshape(-1)]
+    places = places.set(count, mode="promise_in_bounds", wrap_negative_indices=False)
+    return take(places, slots.reshape(-1))

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from lrjax._pytree import pytree
-from lrjax.linalg.segments import Segments, pad_one
+from lrjax.linalg.segments import Segments, pad_one, take
 
 # Entries in one block. On a CPU its gathered factor rows (10 columns of float64: 1.3 MB) stay near, and the fixed cost
 # of a block is small beside its work (half as many entries: a sweep 10 to 20 % slower); on an accelerator a block has
@@ -55,6 +55,8 @@ class Layout:
         place: `(n,)` row -> its place among the slots of all blocks, then the long rows; one past the last for rows
             without entries.
         row: `(slots of all blocks and long rows,)` its inverse; `n` for none.
+        fewest: entries of the row with fewest, of those with any.
+        used: numbers of the chunks that hold entries, as many as any mask of so many needs: some may hold none.
         slots: rows that a block can hold.
         num_long: places for long rows.
         single: every chunk is a row, that of its own number.
@@ -65,6 +67,8 @@ class Layout:
     long: Blocks | None
     place: jax.Array
     row: jax.Array
+    fewest: jax.Array
+    used: jax.Array
     slots: int = jax.tree.static()
     num_long: int = jax.tree.static()
     single: bool = jax.tree.static()
@@ -81,7 +85,7 @@ class Layout:
         return Segments(row=slot, num_rows=self.slots, single=self.single)
 
     def chunks(self) -> tuple[jax.Array, jax.Array, Segments]:
-        """Index and position of all chunks, `(chunks, length)`, and their rows in row order."""
+        """Index and position of the chunks in use, `(chunks, length)`, and their rows in row order."""
         parts = [self.blocks] if self.long is None else [self.blocks, self.long]
         length = self.blocks.index.shape[-1]
         flat = lambda name: jnp.concatenate([getattr(part, name).reshape(-1, length) for part in parts])
@@ -94,12 +98,21 @@ class Layout:
             owner = self.long.slot
             long = jnp.where(owner < self.num_long, blocks * self.slots + owner, end)
             place = jnp.concatenate([place, jnp.repeat(long, chunks)])
-        return flat("index"), flat("position"), Segments(row=row[place], num_rows=self.num_rows)
+        index, position, row = (take(x, self.used) for x in (flat("index"), flat("position"), take(row, place)))
+        return index, position, Segments(row=row, num_rows=self.num_rows)
 
     @property
     def num_rows(self) -> int:
         """`n`."""
         return self.place.shape[0]
+
+
+def used_chunks(parts: list[np.ndarray], m: int, n: int, multiple: int = 1) -> np.ndarray:
+    """`Layout.used` for the positions of the entries of `blocks`, and of `long`; a multiple of so many."""
+    length = parts[0].shape[-1]
+    empty = np.concatenate([part[..., 0].reshape(-1) for part in parts]) == m
+    most = min(len(empty), (m + (length - 1) * min(m, n)) // length)
+    return np.argsort(empty, kind="stable")[: most + -most % multiple].astype(np.int32)
 
 
 def _ladder(number: int, start: int = 1, ratio: float = 1.1) -> int:
@@ -170,6 +183,7 @@ def build_layout(
         where = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
         slot[where] = np.repeat(place % slots, sizes)
         slot = slot.reshape(shape[:2])
+    positions = [position]
     main = Blocks(index=jax.device_put(index), position=jax.device_put(position), slot=jax.device_put(slot))
     long, num_long = None, 0
     if in_long.any():
@@ -178,6 +192,7 @@ def build_layout(
         num_long, total = _ladder(len(rows), ratio=2), _ladder(int(parts.sum()), ratio=1.5)
         begin = (np.cumsum(parts) - parts) * chunks * length
         index, position = filled((total, chunks, length), rows, begin)
+        positions.append(position)
         owner = np.full(total, num_long, np.int32)
         owner[: parts.sum()] = np.repeat(np.arange(len(rows)), parts)
         place[rows] = blocks * slots + np.arange(len(rows))
@@ -190,6 +205,8 @@ def build_layout(
         long=long,
         place=jax.device_put(place.astype(np.int32)),
         row=jax.device_put(row[:-1]),
+        fewest=jax.device_put(np.int32(counts[counts > 0].min())),
+        used=jax.device_put(used_chunks(positions, m, n)),
         slots=slots,
         num_long=num_long,
         single=single,
@@ -294,7 +311,7 @@ def map_rows(
         rows = jax.lax.with_sharding_constraint(rows, jax.sharding.NamedSharding(mesh, whole))
     if found is not None:
         rows = jax.tree.map(lambda *x: jnp.concatenate(x), rows, found)
-    return jax.tree.map(lambda x: pad_one(x)[layout.place], rows), total
+    return jax.tree.map(lambda x: take(pad_one(x), layout.place), rows), total
 
 
 def in_slots(layout: Layout, x: jax.Array) -> tuple[jax.Array, jax.Array]:

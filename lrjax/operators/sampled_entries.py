@@ -9,7 +9,7 @@ import numpy as np
 from lrjax._checks import as_array, check_choice, check_count, check_indices, check_real, check_shape, on_host
 from lrjax._pytree import cast_floats, pytree, replace
 from lrjax.factors import matmul
-from lrjax.linalg.segments import pad_one
+from lrjax.linalg.segments import pad_one, take
 from lrjax.linalg.sketched_rows import solve_rows_sketched
 from lrjax.operators.base import Operator
 from lrjax.operators.layout import (
@@ -21,6 +21,7 @@ from lrjax.operators.layout import (
     counting_sort,
     in_slots,
     map_rows,
+    used_chunks,
 )
 
 
@@ -153,32 +154,37 @@ class SampledEntries(Operator):
             host = np.asarray(array)
             return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
+        def padded(x: Any, more: int, fill: int) -> np.ndarray:
+            return np.pad(np.asarray(x), ((0, more), *[(0, 0)] * (x.ndim - 1)), constant_values=fill)
+
         def spread(part: Blocks, num_other: int, no_row: int, more: int) -> Blocks:
             """The blocks, and so many empty ones behind them."""
-            padded = lambda x, fill: np.pad(np.asarray(x), ((0, more), *[(0, 0)] * (x.ndim - 1)), constant_values=fill)
-            slot = padded(part.slot, no_row)
             return Blocks(
-                index=put(padded(part.index, num_other), split),
-                position=put(padded(part.position, m), split),
-                slot=put(slot, split),
+                index=put(padded(part.index, more, num_other), split),
+                position=put(padded(part.position, more, m), split),
+                slot=put(padded(part.slot, more, no_row), split),
             )
 
         def divide(layout: Layout, num_other: int) -> Layout:
             """As many blocks on each device."""
-            blocks = layout.blocks.index.shape[0]
+            blocks, long = layout.blocks.index.shape[0], layout.long
             more, end = -blocks % count, blocks * layout.slots
             place, row = np.asarray(layout.place), np.asarray(layout.row)
             place = np.where(place >= end, place + more * layout.slots, place)
             row = np.insert(row, [end] * (more * layout.slots), layout.num_rows)
-            long = layout.long
+            positions = [padded(layout.blocks.position, more, m)]
             if long is not None:
-                long = spread(long, num_other, layout.num_long, -long.index.shape[0] % count)
+                more_long = -long.index.shape[0] % count
+                positions.append(padded(long.position, more_long, m))
+                long = spread(long, num_other, layout.num_long, more_long)
             return replace(
                 layout,
                 blocks=spread(layout.blocks, num_other, layout.slots, more),
                 long=long,
                 place=put(place, everywhere),
                 row=put(row, everywhere),
+                fewest=put(layout.fewest, everywhere),
+                used=put(used_chunks(positions, m, layout.num_rows, count), everywhere),
                 over=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis)),
             )
 
@@ -200,7 +206,7 @@ class SampledEntries(Operator):
         return self.rows.shape[0]
 
     def forward(self, left: jax.Array, right: jax.Array) -> jax.Array:
-        return jnp.sum(left[self.rows] * right[self.cols], axis=1)
+        return jnp.sum(take(left, self.rows) * take(right, self.cols), axis=1)
 
     def forward_dense(self, x: jax.Array) -> jax.Array:
         return x[self.rows, self.cols]
@@ -273,7 +279,7 @@ def _merge(rows, cols, values, fresh, duplicates):
 def _weighted_sum(layout: Layout, z: jax.Array, other: jax.Array) -> jax.Array:
     def sums(given: tuple[jax.Array, jax.Array], part: Blocks, _: tuple) -> tuple[jax.Array]:
         z, other = given
-        return (matmul(z[part.position][:, None], other[part.index])[:, 0],)
+        return (matmul(take(z, part.position)[:, None], take(other, part.index))[:, 0],)
 
     return map_rows(layout, sums, given=(pad_one(z), pad_one(other)))[0][0]
 
@@ -281,7 +287,7 @@ def _weighted_sum(layout: Layout, z: jax.Array, other: jax.Array) -> jax.Array:
 def _arrange(layout: Layout, y: jax.Array, weights: jax.Array | None) -> tuple[tuple, tuple]:
     padded = [pad_one(y)] if weights is None else [pad_one(y), pad_one(weights)]
     both = (layout.blocks, layout.long)
-    first, second = (() if part is None else tuple(x[part.position] for x in padded) for part in both)
+    first, second = (() if part is None else tuple(take(x, part.position) for x in padded) for part in both)
     return first, second
 
 
@@ -299,10 +305,10 @@ def _solve(layout: Layout, factor: jax.Array, data: tuple[tuple, tuple], row: An
     def entries(given: tuple, index: jax.Array, values: tuple) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         free, fixed, *_ = given
         y, *weights = values
-        return free[index], y if fixed is None else y - fixed[index], weights[0] if weights else None
+        return take(free, index), y if fixed is None else y - take(fixed, index), weights[0] if weights else None
 
-    # Those of positive weight count.
-    counted = lambda index, w: jnp.sum(index < n if w is None else w > 0, axis=1)
+    # Those of positive weight count. As floats: a sum of integers takes several times as long to compile.
+    counted = lambda index, w: jnp.sum((index < n if w is None else w > 0).astype(jnp.float32), axis=1)
 
     def sums(given: tuple, part: Blocks, values: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
         a, y, w = entries(given, part.index, values)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lrjax import initial, losses, status
 from lrjax._checks import check_choice, check_count, check_range
+from lrjax._draws import drawn
 from lrjax._pytree import pytree, replace
 from lrjax._units import Units
 from lrjax.factors import Factors, matmul
@@ -233,24 +234,27 @@ class AlternatingMinimization:
         if not self._by_rows(problem):
             return jnp.asarray(False)
         weights, (n1, n2), dtype = problem.effective_weights(), problem.shape, problem.y.dtype
-        on = jnp.ones_like(problem.y) if weights is None else (weights > 0).astype(dtype)
-        per_row = problem.operator.adjoint_matmul(on, jnp.ones((n2, 1), dtype))
-        per_col = problem.operator.adjoint_rmatmul(on, jnp.ones((n1, 1), dtype))
-        count = jnp.round(jnp.concatenate([per_row, per_col])[:, 0])
+        if weights is None and isinstance(op := problem.operator, SampledEntries):
+            count = jnp.minimum(op.by_row.fewest, op.by_col.fewest)
+        else:
+            on = jnp.ones_like(problem.y) if weights is None else (weights > 0).astype(dtype)
+            per_row = problem.operator.adjoint_matmul(on, jnp.ones((n2, 1), dtype))
+            per_col = problem.operator.adjoint_rmatmul(on, jnp.ones((n1, 1), dtype))
+            count = jnp.round(jnp.concatenate([per_row, per_col])[:, 0])
         columns = jnp.asarray(self.max_rank if self.rank is None else self.rank, dtype) - (1 if self.biases else 0)
         return jnp.any(under_determined(count, columns, jnp.asarray(self.ridge, dtype)) & (count > 0))
 
     def _random(self, problem: Problem, key: jax.Array) -> Factors:
         (n1, n2), k, dtype = problem.shape, self.max_rank, problem.y.dtype
         # Folded, so that a truth drawn with the same key cannot be the start.
-        left = jax.random.normal(jax.random.fold_in(key, 1), (n1, k), dtype)
-        if self.orthonormalize:
-            left = initial.orthonormal(left, self._mask(dtype))
-        else:
+        left = drawn(jax.random.normal, jax.random.fold_in(key, 1), (n1, k), dtype)
+        left = initial.keep_columns(left, self._mask(dtype))
+        # With `orthonormalize` the first step makes it that.
+        if not self.orthonormalize:
             # Under a ridge the scale matters: products of such rows are as large as the measurements.
             y = problem.observed()
             square = jnp.sum(problem.weighted(y * y)) / problem.total_weight() / k
-            left = initial.keep_columns(left, self._mask(dtype)) * jnp.sqrt(jnp.sqrt(jnp.where(square > 0, square, 1)))
+            left = left * jnp.sqrt(jnp.sqrt(jnp.where(square > 0, square, 1)))
         left, right = jnp.abs(left) if self.nonnegative else left, jnp.zeros((n2, k), dtype)
         if self.biases:
             left = left.at[:, -2].set(0).at[:, -1].set(self.bias_value)
@@ -408,7 +412,7 @@ class AlternatingMinimization:
             new = self._conjugate_gradient(op, fixed, moving, problem.observed(), weights, ridge, transpose)
         new = initial.keep_columns(new, mask)
         if self.update_error is not None:
-            noise = initial.keep_columns(jax.random.normal(key_error, new.shape, new.dtype), mask)
+            noise = initial.keep_columns(drawn(jax.random.normal, key_error, new.shape, new.dtype), mask)
             size = guarded.spectral_norm(new) / guarded.spectral_norm(noise)
             new = new + self.update_error * size * noise
         return new, square
