@@ -105,12 +105,17 @@ def tree_where(pick: jax.Array, new: T, old: T) -> T:
     return jax.tree.map(lambda a, b: a if a is b else _select(pick, a, b), new, old)
 
 
-def tree_isfinite(tree: Any) -> jax.Array:
-    """Whether every floating or complex leaf is finite everywhere."""
+def tree_isfinite(tree: Any, known: Any = None) -> jax.Array:
+    """Whether every floating or complex leaf is finite everywhere.
+
+    Leaves that are the very ones of `known`, a tree known to be finite, are not looked at again.
+    """
+    seen = {id(leaf) for leaf in jax.tree.leaves(known)}
+    # Zero times what is not finite is NaN: one sum, which compiles several times faster than a test of every element.
     checks = [
-        jnp.all(jnp.isfinite(leaf))
+        jnp.isfinite(jnp.sum(0 * leaf))
         for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        if id(leaf) not in seen and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     ]
     return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
 

@@ -1,6 +1,5 @@
 """The one loop: bounded, and a finished lane freezes."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from lrjax import status
-from lrjax._pytree import tree_where
+from lrjax._pytree import tree_isfinite, tree_where
 
 
 def zero_like(objective: jax.Array) -> jax.Array:
@@ -19,25 +18,10 @@ def zero_like(objective: jax.Array) -> jax.Array:
     return (objective != objective).astype(jnp.int32) * jnp.int32(0)
 
 
-def _isfinite(tree: Any, known: Any = None) -> jax.Array:
-    """Whether the sum of every floating leaf is finite, and so are all elements.
-
-    Several times faster to compile than a test of each; where the sum of an iterate overflows, its objective did, too.
-    Leaves that are the very ones of `known`, a tree known to be finite, are not looked at again.
-    """
-    seen = {id(leaf) for leaf in jax.tree.leaves(known)}
-    sums = [
-        jnp.sum(leaf, dtype=jnp.promote_types(jnp.result_type(leaf), jnp.float32))
-        for leaf in jax.tree.leaves(tree)
-        if id(leaf) not in seen and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    ]
-    return functools.reduce(jnp.logical_and, map(jnp.isfinite, sums), jnp.asarray(True))
-
-
 def start(state: Any) -> tuple[Any, jax.Array, jax.Array]:
     """The carry `(state, status code, steps taken)` of a fresh lane."""
     zero = zero_like(state.info["objective"])
-    code = jnp.where(_isfinite((state.factors, state.info)), zero + status.RUNNING, zero + status.INVALID)
+    code = jnp.where(tree_isfinite((state.factors, state.info)), zero + status.RUNNING, zero + status.INVALID)
     return state, code, zero
 
 
@@ -50,7 +34,7 @@ def guarded(step: Callable, key: jax.Array) -> Callable:
     def run(carry: tuple, index: jax.Array) -> tuple:
         state, _, taken = carry
         new, code = step(state, jax.random.fold_in(key, index))
-        ok = _isfinite((new.factors, new.info), known=state)
+        ok = tree_isfinite((new.factors, new.info), known=state)
         code = jnp.where(ok, code, status.NONFINITE).astype(taken.dtype)
         return tree_where(ok, new, state), code, taken + ok.astype(taken.dtype)
 

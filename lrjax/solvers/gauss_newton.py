@@ -283,8 +283,8 @@ class GaussNewton:
         before, after = state.info["clean_residual"], new.info["clean_residual"]
         # Down there surplus columns are still at the edge: rounding level is a little higher.
         code = _common.exact_fit(before, after, float(1000 * eps) if self.tolerance is None else self.tolerance)
-        # Some rows may be right later than the bulk.
-        growing = new.info["outlier_fraction"] < state.info["outlier_fraction"]
+        # Some rows may be right later than the bulk. The margin is what a sum of shares rounds by.
+        growing = new.info["outlier_fraction"] < state.info["outlier_fraction"] - 4 * eps
         code = jnp.where(growing, status.RUNNING, code)
         # More columns than this are only noise of the fit.
         rank = jnp.sum(values > jnp.maximum(level, 100 * eps * jnp.max(values))).astype(dtype)
@@ -336,7 +336,7 @@ class GaussNewton:
         ratio = misfit / jnp.where(whole > 0, whole, 1)
         return info | {
             "scale": scale,
-            "outlier_fraction": 1 - jnp.sum(inside) / problem.total_weight(),
+            "outlier_fraction": jnp.maximum(0, 1 - jnp.sum(inside) / problem.total_weight()),
             "clean_residual": jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), 0),
         }
 
