@@ -111,9 +111,9 @@ def tree_isfinite(tree: Any, known: Any = None) -> jax.Array:
     Leaves that are the very ones of `known`, a tree known to be finite, are not looked at again.
     """
     seen = {id(leaf) for leaf in jax.tree.leaves(known)}
-    # Zero times what is not finite is NaN: one sum, which compiles several times faster than a test of every element.
+    # The largest is NaN where one is: this compiles several times faster than a test of every element.
     checks = [
-        jnp.isfinite(jnp.sum(0 * leaf))
+        jnp.isfinite(jnp.max(jnp.abs(leaf), initial=0))
         for leaf in jax.tree.leaves(tree)
         if id(leaf) not in seen and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     ]
