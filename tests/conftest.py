@@ -17,7 +17,7 @@ os.environ.setdefault("LRJAX_CACHE", "off")
 
 # Most tests compile far more than they compute: LLVM's optimisations take half of that time, and one code generator of
 # XLA a third (the flag is known to exist in these releases; an unknown one would stop the process). Tests marked
-# `computes` are optimised all the same. `LRJAX_TESTS_COMPILE=full` compiles everything as users do, and the papers, which
+# `computes` are optimised all the same. `LRJAX_TESTS_COMPILE=full` compiles everything as users do; the papers, which
 # run beside the tests, always do.
 LIGHT = os.environ.get("LRJAX_TESTS_COMPILE") != "full"
 if LIGHT:
