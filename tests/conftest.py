@@ -16,14 +16,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("LRJAX_CACHE", "off")
 
 # Most tests compile far more than they compute: LLVM's optimisations take half of that time, and one code generator of
-# XLA a third (the flag is known to exist in these releases; an unknown one would stop the process). Tests marked
-# `computes` are optimised all the same. `LRJAX_TESTS_COMPILE=full` compiles everything as users do; the papers, which
-# run beside the tests, always do.
-LIGHT = os.environ.get("LRJAX_TESTS_COMPILE") != "full"
+# XLA a third. Tests marked `computes` are optimised all the same. `LRJAX_TESTS_COMPILE=full` compiles everything as
+# users do; the papers, which run beside the tests, always do. Other releases of JAX have neither setting.
+LIGHT = os.environ.get("LRJAX_TESTS_COMPILE") != "full" and importlib.metadata.version("jaxlib").startswith("0.10.")
 if LIGHT:
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 # Every compiled program keeps memory maps; some thousand tests in one process would run out of them (a process may have
 # 65,530 on Linux), and XLA then crashes while compiling.
