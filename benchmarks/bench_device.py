@@ -19,7 +19,7 @@ import numpy as np
 import lrjax as lr
 from benchmarks import device_peers as peers
 from benchmarks import workloads
-from benchmarks.bench_sweep import DECAY, OUTLIERS, RANK, SCALE, STEP, STEPS
+from benchmarks.bench_sweep import DECAY, OUTLIERS, RANK, SCALE, STEP, STEPS, workload
 from benchmarks.report import sweep_cost
 
 AGREE = 100  # times the answer's response to changes of one unit in the last place
@@ -81,7 +81,7 @@ def cut(quick, full, small):
 # ------------------------------------------------------------------------------------------------------- what it can do
 
 
-def limits(quick):
+def limit(quick):
     """Matrix products and copies, the two ceilings that times are compared with."""
     product, copy = jax.jit(functools.partial(jnp.matmul, precision="highest")), jax.jit(lambda a: a + 1)
     for device in devices():
@@ -272,21 +272,7 @@ def subgradient(quick):
     """A thousand problems of robust sensing, each with its own ensemble or all with one, by `lr.sweep`."""
     problems, size, steps = cut(quick, (1000, 20, STEPS), (4, 6, 20))
     m = 10 * RANK * size
-    rule = lr.step_sizes.Geometric(value=STEP, decay=DECAY)
-    solver = lr.SubgradientMethod(
-        max_rank=RANK, symmetric=True, relative=False, hidden_scale=1.0, initial_scale=SCALE, step_size=rule
-    )
-
-    def trial(key, shared=None):
-        truth_key, problem_key = jax.random.split(key)
-        operator = shared
-        if operator is None:
-            operator = lr.operators.DenseEnsemble.gaussian(key, (size, size), m, symmetric=True, dtype=jnp.float32)
-        truth = lr.synthetic.low_rank(truth_key, (size, size), RANK, symmetric=True, dtype=jnp.float32)
-        problem = lr.synthetic.from_truth(problem_key, operator, truth, corruption=OUTLIERS)
-        solution = lr.solve(problem, solver, key, num_steps=steps, record_every=steps)
-        return {"error": lr.metrics.relative_error(solution.factors, truth)}
-
+    trial = workload(size, m, steps, jnp.float32)
     ours, flops = jax.devices("cpu"), problems * steps * 4.0 * m * size * size
     for shared in cut(quick, (False, True), (False,)):
         case = {"kind": "subgradient", "problems": problems, "d": size, "ensembles": "shared" if shared else "own",
@@ -403,7 +389,7 @@ def rsvd(quick):
         measure(case, name, "device", call, 3, lambda parts: outcome(tuple(np.asarray(p) for p in parts)), **cost)
 
 
-PARTS = {part.__name__: part for part in (limits, als, gauss_newton, subgradient, lstsq, sketch, rsvd, agreement)}
+PARTS = {part.__name__: part for part in (limit, als, gauss_newton, subgradient, lstsq, sketch, rsvd, agreement)}
 
 
 def main():

@@ -41,6 +41,30 @@ def numpy_loop(size, measurements, dtype, problems, seed):
     return (time.perf_counter() - begun) / problems
 
 
+def workload(size, measurements, steps=STEPS, dtype=None):
+    """The trial that `lr.sweep` runs: an ensemble of its own unless one is shared, a truth, gross errors, a solve."""
+    import jax
+
+    import lrjax as lr
+
+    rule = lr.step_sizes.Geometric(value=STEP, decay=DECAY)
+    solver = lr.SubgradientMethod(
+        max_rank=RANK, symmetric=True, relative=False, hidden_scale=1.0, initial_scale=SCALE, step_size=rule
+    )
+
+    def trial(key, shared=None):
+        truth_key, problem_key = jax.random.split(key)
+        operator = shared
+        if operator is None:
+            operator = lr.operators.DenseEnsemble.gaussian(key, (size, size), measurements, symmetric=True, dtype=dtype)
+        truth = lr.synthetic.low_rank(truth_key, (size, size), RANK, symmetric=True, dtype=dtype)
+        problem = lr.synthetic.from_truth(problem_key, operator, truth, corruption=OUTLIERS)
+        solution = lr.solve(problem, solver, key, num_steps=steps, record_every=steps)
+        return {"error": lr.metrics.relative_error(solution.factors, truth)}
+
+    return trial
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=1000)
@@ -67,21 +91,7 @@ def main():
 
     jax.config.update("jax_num_cpu_devices", given.devices)
     jax.config.update("jax_enable_x64", given.dtype == "float64")
-    rule = lr.step_sizes.Geometric(value=STEP, decay=DECAY)
-    solver = lr.SubgradientMethod(
-        max_rank=RANK, symmetric=True, relative=False, hidden_scale=1.0, initial_scale=SCALE, step_size=rule
-    )
-
-    def trial(key, shared=None):
-        truth_key, problem_key = jax.random.split(key)
-        operator = shared
-        if operator is None:
-            operator = lr.operators.DenseEnsemble.gaussian(key, (size, size), measurements, symmetric=True)
-        truth = lr.synthetic.low_rank(truth_key, (size, size), RANK, symmetric=True)
-        problem = lr.synthetic.from_truth(problem_key, operator, truth, corruption=OUTLIERS)
-        solution = lr.solve(problem, solver, key, num_steps=STEPS, record_every=STEPS)
-        return {"error": lr.metrics.relative_error(solution.factors, truth)}
-
+    trial = workload(size, measurements)
     key = jax.random.key(0)
     ensemble = lr.operators.DenseEnsemble.gaussian(key, (size, size), measurements, symmetric=True)
     shared = ensemble if given.shared else None

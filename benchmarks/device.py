@@ -16,7 +16,7 @@ from benchmarks import measure
 
 # In the order of running, the longest last, with the share of the minutes that each may take.
 PARTS = {
-    "limits": 0.1,
+    "limit": 0.1,
     "agreement": 0.3,
     "subgradient": 0.2,
     "lstsq": 0.3,

@@ -195,6 +195,9 @@ def test_the_small_form_of_the_device_run(tmp_path):
     assert all(record["agrees"] for record in records if record["part"] == "agreement")
     timed = [record for record in records if record["part"] not in ("limit", "agreement")]
     assert {record["device"] for record in timed} == {"device", "CPU"}
+    device.run(tmp_path, quick=True, minutes=8, parts=["limit"])  # that part anew, the others kept
+    again = [record["part"] for record in device.lines(path) if "machine" not in record]
+    assert sorted(again) == sorted(record["part"] for record in records)
 
 
 def test_latency_counts_programs(tmp_path):

@@ -47,7 +47,8 @@ def truncated_svd(
     Returns:
         `u (n1, rank)`, `s (rank,)` in descending order, `v (n2, rank)`; NaN where the products are not finite.
 
-    Cost `2 depth + 2` block products and a QR of `(depth + 1)(rank + oversample)` columns.
+    Cost `depth + 1` products of a block with `M`, at most `2 depth + 1` with `M^T`, and a QR of
+    `(depth + 1)(rank + oversample)` columns.
     """
     n1, n2 = shape
     width = min(rank + oversample, n1, n2)

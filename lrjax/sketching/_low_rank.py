@@ -53,10 +53,10 @@ def rsvd(
         ValueError: not a matrix, or not finite, float32 or float64; a rank, an oversampling or a number of steps out of
             range; not one key.
 
-    Cost: `2 power_steps + 2` products with blocks of `b = rank + oversample` columns, and `O((n1 + n2) b^2)` times
-    `(power_steps + 1)^2` for the bases. Do not use it for more than about a quarter of all triples, where a dense SVD
-    is faster, nor for small singular values to full relative accuracy: those behind a flat part of the spectrum are
-    found to the accuracy of `s[rank]` only.
+    Cost: `power_steps + 1` products of `a` and at most `2 power_steps + 1` of `a^T` with blocks of `b = rank +
+    oversample` columns, and `O((n1 + n2) b^2)` times `(power_steps + 1)^2` for the bases. Do not use it for more than
+    about a quarter of all triples, where a dense SVD is faster, nor for small singular values to full relative
+    accuracy: those behind a flat part of the spectrum are found to the accuracy of `s[rank]` only.
 
     Source: Halko, Martinsson and Tropp (2011), algorithm 4.4; Musco and Musco (2015) for keeping all blocks.
 
