@@ -1,7 +1,8 @@
 """The one kind of object in this library: a frozen dataclass that JAX treats as a pytree."""
 
 import dataclasses
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -33,9 +34,44 @@ def positional_pytree(cls: type[T]) -> type[T]:
 
 
 def _registered(cls: type[T]) -> type[T]:
+    """Registers by functions: `jax.tree_util.register_dataclass` (jax 0.10 to 0.11) does not compare the classes.
+
+    There structures of different classes with as many fields are equal, so that `jit` now and then, where their hashes
+    meet in its table, runs the program of the one on the numbers of the other.
+    """
     if cls.__repr__ is object.__repr__:
         cls.__repr__ = _repr  # type: ignore[method-assign]
-    return jax.tree_util.register_dataclass(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    static = tuple(field.name for field in fields if field.metadata.get("static", False))
+    data = tuple(field.name for field in fields if field.name not in static)
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in data)
+
+    children_of, settings_of = _values(data), _values(static)
+
+    def flatten(tree: T) -> tuple[tuple, tuple]:
+        values = vars(tree)
+        return children_of(values), settings_of(values)
+
+    def flatten_with_keys(tree: T) -> tuple[tuple, tuple]:
+        children, settings = flatten(tree)
+        return tuple(zip(keys, children, strict=True)), settings
+
+    def unflatten(settings: tuple, children: Iterable[Any]) -> T:
+        tree = object.__new__(cls)
+        values = vars(tree)
+        values.update(zip(data, children, strict=True))
+        values.update(zip(static, settings, strict=True))
+        return tree
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+def _values(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple]:
+    """A function that takes the values of `names` from a dictionary: it runs at every call of a jitted function."""
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda values: tuple(values[name] for name in names)
 
 
 def _repr(tree: Any) -> str:

@@ -1,7 +1,10 @@
 """Rules of one line each, which larger tests do not notice when they are broken; and the step rules one by one."""
 
 import ast
+import dataclasses
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +107,32 @@ def test_step_rules_are_the_recursion(name):
         left, right = left - eta * z @ right, right - eta * z.T @ left
     np.testing.assert_allclose(solution.factors.left, left, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(solution.factors.right, right, rtol=1e-4, atol=1e-6)
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+def _classes():
+    """Every dataclass of the package that JAX takes apart."""
+    for info in pkgutil.walk_packages(lr.__path__, "lrjax."):
+        for value in vars(importlib.import_module(info.name)).values():
+            if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == info.name:
+                yield value
+
+
+def test_structures_of_different_classes_differ():
+    """Where they were equal, `jit` ran a geometric rule's numbers through the program of a diminishing one."""
+    seen = {}
+    for cls in _classes():
+        fields = dataclasses.fields(cls)
+        tree = object.__new__(cls)
+        vars(tree).update({field.name: "x" if field.metadata.get("static") else 1.0 for field in fields})
+        if not jax.tree_util.all_leaves([tree]):  # JAX takes it apart
+            kind = sum(not field.metadata.get("static", False) for field in fields), len(fields)
+            seen.setdefault(kind, []).append(jax.tree.structure(tree))
+    assert max(map(len, seen.values())) > 10
+    for structures in seen.values():
+        assert all(a != b for i, a in enumerate(structures) for b in structures[:i])
 
 
 # --- loops and statuses ----------------------------------------------------------------------------------------------

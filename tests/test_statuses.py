@@ -195,7 +195,7 @@ def test_tables_of_one_value(solver, value):
 # --- lanes that fail -------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@operators.pytree
 class StudentT:
     """A user's loss with a curvature that a fixed step does not know."""
 
@@ -207,9 +207,6 @@ class StudentT:
 
     def reweight(self, r, floor):
         return 100 / (1 + r * r)
-
-
-jax.tree_util.register_dataclass(StudentT)
 
 
 def test_a_large_rise_has_a_status():

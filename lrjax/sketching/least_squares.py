@@ -192,9 +192,7 @@ def lstsq(
 
         A matrix that is never formed, here the rows of `a` beside their running means:
 
-        >>> import dataclasses
-        >>> @jax.tree_util.register_dataclass
-        ... @dataclasses.dataclass(frozen=True)
+        >>> @lr.operators.pytree
         ... class WithMeans:
         ...     a: jax.Array
         ...     dtype = property(lambda self: self.a.dtype)
@@ -210,7 +208,7 @@ def lstsq(
         ...
         ...     def means(self, y):
         ...         return jax.numpy.cumsum(y, axis=0) / jax.numpy.arange(1.0, y.shape[0] + 1)[:, None]
-        >>> operator = WithMeans(a)
+        >>> operator = WithMeans(a=a)
         >>> b = operator.apply(jax.numpy.arange(6.0)[:, None])[:, 0]
         >>> result = lr.lstsq(operator, b, jax.random.key(1))
         >>> bool(jax.numpy.allclose(result.x, jax.numpy.arange(6.0), atol=1e-3)), result.method
