@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from lrjax._checks import as_array, check_choice, check_finite, check_key
-from lrjax._pytree import pytree, replace
-from lrjax._units import exponent, norm, shifted
+from lrjax.core.checks import as_array, check_choice, check_finite, check_key
+from lrjax.core.pytree import pytree, replace
+from lrjax.core.units import exponent, norm, shifted
 from lrjax.factors import Factors, matmul
 from lrjax.linalg.guarded import qr, qr_r, svd
 from lrjax.operators.gains import GainMeasurements

@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from lrjax import status
-from lrjax._checks import check_choice, check_count, check_flag, check_key, check_range, check_shape
 from lrjax._entries import counted, host_indices, merge
-from lrjax._pytree import cast_floats, pytree
 from lrjax._solve import Solution, iterate, solve
+from lrjax.core.checks import check_choice, check_count, check_flag, check_key, check_range, check_shape
+from lrjax.core.pytree import cast_floats, pytree
 from lrjax.factors import Factors, matmul
 from lrjax.operators import SampledEntries
 from lrjax.problem import Problem

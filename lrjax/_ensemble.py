@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_finite, check_key, number, real_array
-from lrjax._pytree import pytree
 from lrjax._solve import solve
-from lrjax._units import unit_of
+from lrjax.core.checks import check_count, check_finite, check_key, number, real_array
+from lrjax.core.pytree import pytree
+from lrjax.core.units import unit_of
 from lrjax.factors import Factors, matmul
 from lrjax.operators import EntryMask
 from lrjax.problem import Problem

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_indices, host_array, on_host, real_array
+from lrjax.core.checks import check_indices, host_array, on_host, real_array
 
 # Up to here a table may be as empty as it likes: a factor column of 2^24 rows is 64 MB.
 ROWS_ALWAYS_FINE = 2**24

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrjax._checks import check_choice, host_number, on_host
+from lrjax.core.checks import check_choice, host_number, on_host
 
 _RESAMPLES = 1000
 _LEAST_STEPS = 5

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import _labelled
-from lrjax._checks import host_array
+from lrjax.core.checks import host_array
 
 
 class Plan(NamedTuple):

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import as_array, check_count, check_finite, check_key, number, real_array
-from lrjax._pytree import pytree
+from lrjax.core.checks import as_array, check_count, check_finite, check_key, number, real_array
+from lrjax.core.pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import attach_derivative

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._draws import drawn
-from lrjax._units import norm
+from lrjax.core.draws import drawn
+from lrjax.core.units import norm
 from lrjax.factors import Factors
 from lrjax.linalg.guarded import qr
 from lrjax.operators import DenseEnsemble, EntryMask, GainMeasurements

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial, losses
-from lrjax._checks import check_choice, check_count, check_key, check_range, real_array
-from lrjax._pytree import cast_floats, pytree, replace
 from lrjax._solve import Solution, solve
+from lrjax.core.checks import check_choice, check_count, check_key, check_range, real_array
+from lrjax.core.pytree import cast_floats, pytree, replace
 from lrjax.factors import Factors
 from lrjax.problem import Problem
 from lrjax.solvers import AlternatingMinimization, GaussNewton, ScaledGradientDescent

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import loop, status
-from lrjax._checks import check_count, check_finite, number, real_array
-from lrjax._pytree import map_floats, pytree
-from lrjax._units import exponent, norm, power
+from lrjax.core.checks import check_count, check_finite, number, real_array
+from lrjax.core.pytree import map_floats, pytree
+from lrjax.core.units import exponent, norm, power
 from lrjax.factors import Factors, as_factors, best_rank, difference_norm
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import loop, status
-from lrjax._checks import as_array, check_count, check_key, check_settings, host_value, real_array
-from lrjax._pytree import cast_floats, pytree, tree_where
-from lrjax._units import Units, times
+from lrjax.core.checks import as_array, check_count, check_key, check_settings, host_value, real_array
+from lrjax.core.pytree import cast_floats, pytree, tree_where
+from lrjax.core.units import Units, times
 from lrjax.factors import Factors, as_factors, relative_error
 from lrjax.problem import Problem
 from lrjax.solvers import _common

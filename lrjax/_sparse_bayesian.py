@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import loop, status
-from lrjax._checks import as_array, check_choice, check_count, check_finite, check_range, number
-from lrjax._pytree import pytree, replace, tree_isfinite, tree_where
-from lrjax._units import exponent, shifted
+from lrjax.core.checks import as_array, check_choice, check_count, check_finite, check_range, number
+from lrjax.core.pytree import pytree, replace, tree_isfinite, tree_where
+from lrjax.core.units import exponent, shifted
 from lrjax.linalg.guarded import eigh
 from lrjax.linalg.modes import contract, mode_products, outer
 from lrjax.operators.kronecker import Kronecker

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from lrjax._checks import (
+from lrjax._rank_projected import RankProjectedResult, rank_projected_descent
+from lrjax.core.checks import (
     as_array,
     check_choice,
     check_count,
@@ -19,8 +20,7 @@ from lrjax._checks import (
     number,
     real_array,
 )
-from lrjax._pytree import positional_pytree, pytree, replace
-from lrjax._rank_projected import RankProjectedResult, rank_projected_descent
+from lrjax.core.pytree import positional_pytree, pytree, replace
 from lrjax.factors import Factors, matmul
 from lrjax.linalg.guarded import spectral_norm, svd
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lrjax import _grids as grids
 from lrjax._checkpoint import Checkpoint, read_parts, read_plan
-from lrjax._checks import check_choice, check_count, check_flag, check_key, host_array
+from lrjax.core.checks import check_choice, check_count, check_flag, check_key, host_array
 
 _AXIS = "trial"
 # A batch whose working set exceeds the cache of a core streams every trial through memory at each step.

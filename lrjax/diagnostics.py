@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import (
+from lrjax._fits import RateFit as RateFit
+from lrjax._fits import TransitionFit as TransitionFit
+from lrjax._fits import fit_rate as fit_rate
+from lrjax._fits import fit_transition as fit_transition
+from lrjax.core.checks import (
     check_choice,
     check_count,
     check_flag,
@@ -19,11 +23,7 @@ from lrjax._checks import (
     real_array,
     single_or_double,
 )
-from lrjax._fits import RateFit as RateFit
-from lrjax._fits import TransitionFit as TransitionFit
-from lrjax._fits import fit_rate as fit_rate
-from lrjax._fits import fit_transition as fit_transition
-from lrjax._units import norm
+from lrjax.core.units import norm
 from lrjax.factors import Factors, as_factors, matmul
 from lrjax.linalg.guarded import qr, singular_values
 from lrjax.operators.base import Operator, check_operator

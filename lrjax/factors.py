@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax import _units
-from lrjax._checks import as_array, check_indices, single_or_double
-from lrjax._pytree import positional_pytree
+from lrjax.core import units
+from lrjax.core.checks import as_array, check_indices, single_or_double
+from lrjax.core.pytree import positional_pytree
 from lrjax.linalg import guarded
 
 
@@ -156,7 +156,7 @@ def _columns(name: str, value: Any, n: int) -> jax.Array:
 @jax.custom_jvp
 def _norm(factors: Factors) -> jax.Array:
     _, r_left, _, r_right = factors._triangular()
-    return _units.norm(matmul(r_left, r_right.T))
+    return units.norm(matmul(r_left, r_right.T))
 
 
 @_norm.defjvp
@@ -166,7 +166,7 @@ def _norm_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (factors,), (change,) = primals, tangents
     q_left, r_left, q_right, r_right = factors._triangular()
     core = matmul(r_left, r_right.T)
-    norm = _units.norm(core)
+    norm = units.norm(core)
     unit = core / jnp.where(norm > 0, norm, 1)
     slope_left = matmul(q_left, matmul(unit, r_right))
     slope_right = matmul(q_right, matmul(unit.T, r_left))
@@ -242,7 +242,7 @@ def difference_norm(a: Factors, b: Factors) -> jax.Array:
     """
     (n1, n2), k = a.shape, a.max_rank + b.max_rank
     if n1 * n2 <= (n1 + n2) * 2 * k:
-        return _units.norm(a.dense() - b.dense())
+        return units.norm(a.dense() - b.dense())
     left = jnp.concatenate([a.left, -b.left], axis=1)
     return Factors(left, jnp.concatenate([a.right, b.right], axis=1)).norm()
 

@@ -9,8 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lrjax._draws import drawn
-from lrjax._pytree import program
+from lrjax.core.draws import drawn
+from lrjax.core.pytree import program
 from lrjax.factors import Factors
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import truncated_svd

@@ -10,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from lrjax import status
-from lrjax._pytree import tree_isfinite, tree_where
+from lrjax.core.pytree import tree_isfinite, tree_where
 
 
 def zero_like(objective: jax.Array) -> jax.Array:

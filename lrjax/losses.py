@@ -16,7 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from lrjax._pytree import positional_pytree
+from lrjax.core.pytree import positional_pytree
 
 
 @positional_pytree

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import as_array, single_or_double
-from lrjax._units import root, unit_of
+from lrjax.core.checks import as_array, single_or_double
+from lrjax.core.units import root, unit_of
 from lrjax.factors import Factors, matmul
 from lrjax.factors import relative_error as relative_error
 from lrjax.linalg import guarded

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from lrjax._checks import on_host
+from lrjax.core.checks import on_host
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import losses
-from lrjax._checks import check_finite, check_range, check_real, host_value
-from lrjax._pytree import positional_pytree
-from lrjax._units import Units, exponent, power, root, unit_of
+from lrjax.core.checks import check_finite, check_range, check_real, host_value
+from lrjax.core.pytree import positional_pytree
+from lrjax.core.units import Units, exponent, power, root, unit_of
 from lrjax.factors import Factors
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lrjax._pytree import pytree, replace
+from lrjax.core.pytree import pytree, replace
 
 
 class Observation(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lrjax import _planted, losses
-from lrjax._checks import (
+from lrjax.core.checks import (
     as_array,
     check_choice,
     check_count,
@@ -25,7 +25,7 @@ from lrjax._checks import (
     number,
     real_array,
 )
-from lrjax._pytree import replace
+from lrjax.core.pytree import replace
 from lrjax.factors import Factors
 from lrjax.operators import SampledEntries
 from lrjax.operators.base import check_operator

@@ -46,7 +46,7 @@ _TABLE = [
      "not_repaired"),
     ("status.py", "{CONVERGED} if require_convergence", "{CONVERGED, STALLED} if require_convergence", SMALL,
      "only_conv"),
-    ("_pytree.py", "jnp.all(jnp.stack(checks))", "jnp.any(jnp.stack(checks))", SMALL, "is_enough"),
+    ("core/pytree.py", "jnp.all(jnp.stack(checks))", "jnp.any(jnp.stack(checks))", SMALL, "is_enough"),
     ("_solve.py", 'row = {"step": taken, **state.info}', 'row = {"step": taken + 1, **state.info}', SOLVE, "rows_of"),
     ("_solve.py", "jax.random.split(key)[1])", "jax.random.split(key)[0])", SMALL, "key_of_their_own"),
     ("problem.py", "return self.y if weights is None else jnp.where(weights > 0, self.y, 0)", "return self.y",
@@ -237,7 +237,7 @@ _TABLE = [
     ("_tables.py", "rows.append(row - 1)", "rows.append(row)", "tables", "matrix_market"),
     ("_ensemble.py", "(jax.random.uniform(key_keep, values.shape) >= drop)",
      "(jax.random.uniform(key_keep, values.shape) < drop)", "ensemble", "spread or hidden"),
-    ("_checks.py", "or count < minimum", "or count <= minimum", "doors", "unusual or refused"),
+    ("core/checks.py", "or count < minimum", "or count <= minimum", "doors", "unusual or refused"),
     # --- units, ridges, statuses, derivatives ---
     ("linalg/rows.py", "< columns) & (ridge == 0)", "< columns)", "statuses", "a_ridge_is"),
     ("_solve.py", "RISE * most)", "1e30 * most)", "statuses", "large_rise"),
@@ -249,7 +249,7 @@ _TABLE = [
      "soft_impute"),
     ("factors.py", "slope_right = matmul(q_right, matmul(unit.T, r_left))", "slope_right = 0 * factors.right",
      "derivatives", "factors and plain"),
-    ("_units.py", "return (self.weight, *[self.measurement] * self.degree)", "return (self.weight,)", "units",
+    ("core/units.py", "return (self.weight, *[self.measurement] * self.degree)", "return (self.weight,)", "units",
      "settings_with"),
     # --- neighbours ---
     ("_calibration.py", 'jnp.vdot(w, v, precision="highest")) / weight', 'jnp.vdot(w, v, precision="highest"))',

@@ -10,7 +10,7 @@ import pytest
 
 import lrjax as lr
 from lrjax import operators, synthetic
-from lrjax._checks import as_array, check_count, check_flag, check_shape, host_array, number
+from lrjax.core.checks import as_array, check_count, check_flag, check_shape, host_array, number
 
 KEY = jax.random.key(0)
 F32 = np.float32

@@ -55,7 +55,7 @@ LAYERS = (
     ("problem",),
     ("operators", "sketching", "losses"),
     ("linalg", "factors"),
-    ("_pytree", "_checks", "_draws", "_units", "status"),
+    ("core", "status"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Not for the library itself: it must work without them.

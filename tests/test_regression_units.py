@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse
 
 import lrjax as lr
-from lrjax import _units, status
+from lrjax import status
+from lrjax.core import units
 from lrjax.linalg.krylov import conjugate_gradient, preconditioned_conjugate_gradient
 from lrjax.sketching import (
     RowSample,
@@ -266,12 +267,12 @@ def test_shifts_are_exact_and_leave_no_range_on_the_way(x64):
     for dtype, far in ((np.float32, 240), (np.float64, 2000)):
         x = np.array([1.5, -0.3], dtype)
         for e in (0, 1, -1, 7, 100, -100):
-            np.testing.assert_array_equal(_units.shifted(jnp.asarray(x), jnp.int32(e)), np.ldexp(x, e))
+            np.testing.assert_array_equal(units.shifted(jnp.asarray(x), jnp.int32(e)), np.ldexp(x, e))
         large = np.ldexp(x, -far // 2)
-        np.testing.assert_array_equal(_units.shifted(jnp.asarray(large), jnp.int32(far)), np.ldexp(large, far))
-    assert int(_units.exponent(jnp.asarray([0.0, -5.0]))) == 2
-    assert int(_units.exponent(jnp.zeros(3))) == 0
-    assert int(_units.exponent(jnp.asarray([1.0, np.inf]))) == 0
+        np.testing.assert_array_equal(units.shifted(jnp.asarray(large), jnp.int32(far)), np.ldexp(large, far))
+    assert int(units.exponent(jnp.asarray([0.0, -5.0]))) == 2
+    assert int(units.exponent(jnp.zeros(3))) == 0
+    assert int(units.exponent(jnp.asarray([1.0, np.inf]))) == 0
 
 
 def test_sparse_matrices_scale_too():

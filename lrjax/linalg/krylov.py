@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lrjax._units import exponent, shifted
+from lrjax.core.units import exponent, shifted
 
 
 def conjugate_gradient(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._pytree import pytree
+from lrjax.core.pytree import pytree
 from lrjax.factors import matmul
 
 # Size up to which one stage of elimination is as fast as two (on a CPU, 64 systems at a time: 0.5 microseconds a system

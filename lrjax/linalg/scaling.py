@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lrjax._units import beyond, exponent
+from lrjax.core.units import beyond, exponent
 
 # Columns are alike if their largest entries differ by less than this power of two.
 SPREAD = 10

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lrjax._pytree import pytree
+from lrjax.core.pytree import pytree
 
 
 def pad_one(x: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lrjax._pytree import pytree
+from lrjax.core.pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
 from lrjax.linalg.rows import eliminate

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._draws import drawn
-from lrjax._units import exponent, power, shifted
+from lrjax.core.draws import drawn
+from lrjax.core.units import exponent, power, shifted
 from lrjax.factors import matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import conjugate_gradient

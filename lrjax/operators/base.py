@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import as_array
+from lrjax.core.checks import as_array
 
 # The products of an operator and the arrays that they take.
 _PRODUCTS = {

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import as_array, check_finite, host_value, real_array
-from lrjax._pytree import pytree
+from lrjax.core.checks import as_array, check_finite, host_value, real_array
+from lrjax.core.pytree import pytree
 from lrjax.operators.base import Operator, check_operator
 
 

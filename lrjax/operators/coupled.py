@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._pytree import pytree
+from lrjax.core.pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.guarded import cholesky
 from lrjax.linalg.rows import masked_gram

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import (
+from lrjax.core.checks import (
     check_count,
     check_finite,
     check_flag,
@@ -19,8 +19,8 @@ from lrjax._checks import (
     number,
     real_array,
 )
-from lrjax._draws import drawn
-from lrjax._pytree import pytree
+from lrjax.core.draws import drawn
+from lrjax.core.pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
 

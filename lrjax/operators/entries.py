@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import as_array, check_shape, host_value
-from lrjax._pytree import pytree
+from lrjax.core.checks import as_array, check_shape, host_value
+from lrjax.core.pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.rows import masked_gram
 from lrjax.operators.base import Operator

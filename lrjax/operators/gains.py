@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import (
+from lrjax.core.checks import (
     as_array,
     check_choice,
     check_count,
@@ -19,8 +19,8 @@ from lrjax._checks import (
     float_dtype,
     number,
 )
-from lrjax._draws import drawn
-from lrjax._pytree import pytree
+from lrjax.core.draws import drawn
+from lrjax.core.pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
 from lrjax.operators.dense import MAX_BYTES

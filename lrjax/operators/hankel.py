@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_shape
-from lrjax._pytree import pytree
+from lrjax.core.checks import check_count, check_shape
+from lrjax.core.pytree import pytree
 from lrjax.operators.base import Operator
 
 

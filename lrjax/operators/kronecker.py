@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import as_array, check_count, check_finite
-from lrjax._pytree import pytree
+from lrjax.core.checks import as_array, check_count, check_finite
+from lrjax.core.pytree import pytree
 from lrjax.factors import matmul
 from lrjax.linalg.modes import mode_products
 from lrjax.operators.base import Operator

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from lrjax._pytree import pytree
+from lrjax.core.pytree import pytree
 from lrjax.linalg.segments import Segments, pad_one, take
 
 # Entries in one block. On a CPU its gathered factor rows (10 columns of float64: 1.3 MB) stay near, and the fixed cost

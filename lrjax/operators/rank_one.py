@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, check_finite, check_flag, check_key, check_shape, float_dtype, real_array
-from lrjax._draws import drawn
-from lrjax._pytree import pytree
+from lrjax.core.checks import check_count, check_finite, check_flag, check_key, check_shape, float_dtype, real_array
+from lrjax.core.draws import drawn
+from lrjax.core.pytree import pytree
 from lrjax.factors import matmul
 from lrjax.operators.base import Operator
 

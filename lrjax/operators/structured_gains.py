@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_choice, check_count, check_key, check_shape, float_dtype
-from lrjax._draws import drawn
-from lrjax._pytree import pytree
+from lrjax.core.checks import check_choice, check_count, check_key, check_shape, float_dtype
+from lrjax.core.draws import drawn
+from lrjax.core.pytree import pytree
 from lrjax.linalg.hadamard import hadamard_transform
 from lrjax.operators.gains import MODELS, GainMeasurements, Gains
 

@@ -4,7 +4,7 @@ import math
 import sys
 from typing import Any
 
-from lrjax._checks import host_number
+from lrjax.core.checks import host_number
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from lrjax._checks import check_choice, check_count, check_finite, check_key, host_number, real_array
+from lrjax.core.checks import check_choice, check_count, check_finite, check_key, host_number, real_array
 from lrjax.factors import Factors
 from lrjax.private._accounting import check_budget, gaussian_noise
 from lrjax.private._sketch import LowRankSketch, gaussian_like

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lrjax._checks import (
+from lrjax.core.checks import (
     as_array,
     check_count,
     check_finite,
@@ -18,7 +18,7 @@ from lrjax._checks import (
     host_array,
     number,
 )
-from lrjax._pytree import pytree, replace
+from lrjax.core.pytree import pytree, replace
 from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from lrjax._checks import check_count, check_key
-from lrjax._pytree import pytree, replace
+from lrjax.core.checks import check_count, check_key
+from lrjax.core.pytree import pytree, replace
 from lrjax.private._sketch import LowRankSketch, check_deviations, check_maps, gaussian_like
 
 

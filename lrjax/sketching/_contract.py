@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import as_array, check_count, check_elements, check_key, real_array
+from lrjax.core.checks import as_array, check_count, check_elements, check_key, real_array
 
 
 def check_sizes(key: Any, num_rows: Any, num_cols: Any) -> tuple[int, int]:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import _narrowed as narrowed
-from lrjax._checks import check_count, host_array, real_array, single_or_double
-from lrjax._pytree import is_concrete, pytree
+from lrjax.core.checks import _narrowed as narrowed
+from lrjax.core.checks import check_count, host_array, real_array, single_or_double
+from lrjax.core.pytree import is_concrete, pytree
 from lrjax.sketching import _direct, _normal
 from lrjax.sketching.sketches import GaussianSketch, RademacherSketch
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch

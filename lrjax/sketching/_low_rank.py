@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import (
+from lrjax.core.checks import (
     check_count,
     check_finite,
     check_key,
@@ -17,7 +17,7 @@ from lrjax._checks import (
     real_array,
     single_or_double,
 )
-from lrjax._units import exponent, shifted
+from lrjax.core.units import exponent, shifted
 from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import attach_derivative, truncated_svd

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import status
-from lrjax._checks import check_count, check_finite, check_key, check_range, host_number, number, real_array
-from lrjax._pytree import pytree
-from lrjax._units import exponent, power, shifted
+from lrjax.core.checks import check_count, check_finite, check_key, check_range, host_number, number, real_array
+from lrjax.core.pytree import pytree
+from lrjax.core.units import exponent, power, shifted
 from lrjax.sketching._contract import check_scores
 from lrjax.sketching._units import least_norm
 from lrjax.sketching.row_sampling import (

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._pytree import pytree
+from lrjax.core.pytree import pytree
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_choice, check_count, check_key, real_array
+from lrjax.core.checks import check_choice, check_count, check_key, real_array
 from lrjax.factors import matmul
 
 METHODS = ("wta", "crs")

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._pytree import pytree
-from lrjax._units import beyond, exponent, power, shifted
+from lrjax.core.pytree import pytree
+from lrjax.core.units import beyond, exponent, power, shifted
 from lrjax.linalg import guarded
 from lrjax.linalg.scaling import SPREAD, column_exponents
 from lrjax.sketching import _normal

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count, host_number, real_array
-from lrjax._units import exponent, shifted
+from lrjax.core.checks import check_count, host_number, real_array
+from lrjax.core.units import exponent, shifted
 from lrjax.sketching import _direct, _inputs, _normal
 from lrjax.sketching.least_squares import LstsqResult, lstsq
 

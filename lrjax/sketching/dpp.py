@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count, check_finite, check_key, host_value, real_array
+from lrjax.core.checks import check_count, check_finite, check_key, host_value, real_array
 from lrjax.sketching.row_sampling import RowSample, _with_replacement
 
 _matmul = functools.partial(jnp.matmul, precision="highest")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import status
-from lrjax._checks import check_count, check_key, host_value
-from lrjax._pytree import is_concrete, pytree, tree_isfinite
-from lrjax._units import power
+from lrjax.core.checks import check_count, check_key, host_value
+from lrjax.core.pytree import is_concrete, pytree, tree_isfinite
+from lrjax.core.units import power
 from lrjax.sketching import _direct, _inputs, _normal, _units, cholesky_qr, iterative
 from lrjax.sketching._normal import Factor, Scaled
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch

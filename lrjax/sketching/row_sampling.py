@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import (
+from lrjax.core.checks import (
     check_count,
     check_finite,
     check_flag,
@@ -23,8 +23,8 @@ from lrjax._checks import (
     real_array,
     single_or_double,
 )
-from lrjax._pytree import pytree
-from lrjax._units import power
+from lrjax.core.pytree import pytree
+from lrjax.core.units import power
 from lrjax.linalg import guarded
 from lrjax.linalg.rows import solve_rows
 from lrjax.linalg.scaling import column_exponents

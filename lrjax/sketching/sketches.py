@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._pytree import pytree
+from lrjax.core.pytree import pytree
 from lrjax.sketching._contract import as_columns, check_dtype, check_sizes, shaped_like
 
 # About this many numbers of a dense sketch exist at a time: 4 MB in float32, near the size of a cache.

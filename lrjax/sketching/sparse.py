@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._checks import check_count
-from lrjax._pytree import pytree
+from lrjax.core.checks import check_count
+from lrjax.core.pytree import pytree
 from lrjax.sketching._contract import as_columns, check_sizes, shaped_like
 
 # Gathers that are summed at a time.

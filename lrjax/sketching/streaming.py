@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import status
-from lrjax._checks import check_choice, check_count, check_key, check_range
+from lrjax.core.checks import check_choice, check_count, check_key, check_range
 from lrjax.sketching import _direct, _inputs, _normal, _units, cholesky_qr
 from lrjax.sketching._normal import Factor
 from lrjax.sketching.least_squares import LstsqResult

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import as_array, check_count, check_key
-from lrjax._pytree import pytree
+from lrjax.core.checks import as_array, check_count, check_key
+from lrjax.core.pytree import pytree
 from lrjax.linalg.hadamard import hadamard_transform
 from lrjax.sketching._contract import as_columns, shaped_like
 from lrjax.sketching.transforms import power_above, sign_rows, transformed

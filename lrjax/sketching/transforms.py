@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._checks import check_count
-from lrjax._pytree import pytree
+from lrjax.core.checks import check_count
+from lrjax.core.pytree import pytree
 from lrjax.linalg.hadamard import hadamard_transform
 from lrjax.sketching._contract import as_columns, check_dtype, check_sizes, over_column_blocks, shaped_like
 

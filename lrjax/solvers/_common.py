@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import losses, status
-from lrjax._checks import check_count, check_range
-from lrjax._pytree import pytree
-from lrjax._units import Units
+from lrjax.core.checks import check_count, check_range
+from lrjax.core.pytree import pytree
+from lrjax.core.units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 from lrjax.problem import Problem

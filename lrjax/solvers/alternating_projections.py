@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial, status
-from lrjax._checks import check_range
-from lrjax._draws import drawn
-from lrjax._pytree import pytree
-from lrjax._units import Units
+from lrjax.core.checks import check_range
+from lrjax.core.draws import drawn
+from lrjax.core.pytree import pytree
+from lrjax.core.units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 from lrjax.problem import Problem

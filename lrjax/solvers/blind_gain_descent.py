@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax import losses
-from lrjax._checks import check_count, check_range, host_value
-from lrjax._pytree import pytree
-from lrjax._units import Units
+from lrjax.core.checks import check_count, check_range, host_value
+from lrjax.core.pytree import pytree
+from lrjax.core.units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.problem import Problem
 from lrjax.solvers import _common

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial, losses, status
-from lrjax._checks import check_choice, check_count, check_range
-from lrjax._pytree import pytree
-from lrjax._units import Units
+from lrjax.core.checks import check_choice, check_count, check_range
+from lrjax.core.pytree import pytree
+from lrjax.core.units import Units
 from lrjax.factors import Factors, best_rank, matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import counted_conjugate_gradient

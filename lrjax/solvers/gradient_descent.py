@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from lrjax import initial
-from lrjax._checks import check_choice, check_range
-from lrjax._pytree import pytree, replace
-from lrjax._units import Units
+from lrjax.core.checks import check_choice, check_range
+from lrjax.core.pytree import pytree, replace
+from lrjax.core.units import Units
 from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 from lrjax.problem import Problem

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial
-from lrjax._checks import check_choice, check_range
-from lrjax._pytree import pytree
-from lrjax._units import Units
+from lrjax.core.checks import check_choice, check_range
+from lrjax.core.pytree import pytree
+from lrjax.core.units import Units
 from lrjax.factors import Factors
 from lrjax.losses import Squared
 from lrjax.problem import Problem

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import initial, status, step_sizes
-from lrjax._checks import check_range
-from lrjax._pytree import pytree, replace
-from lrjax._units import Units
+from lrjax.core.checks import check_range
+from lrjax.core.pytree import pytree, replace
+from lrjax.core.units import Units
 from lrjax.factors import Factors
 from lrjax.problem import Problem
 from lrjax.solvers import _common

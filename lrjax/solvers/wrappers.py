@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from lrjax import loop, status
-from lrjax._checks import check_count, check_range
-from lrjax._pytree import pytree, replace, tree_where
-from lrjax._units import Units
+from lrjax.core.checks import check_count, check_range
+from lrjax.core.pytree import pytree, replace, tree_where
+from lrjax.core.units import Units
 from lrjax.factors import Factors
 from lrjax.problem import Problem
 from lrjax.solvers import _common

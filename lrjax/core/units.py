@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax._pytree import pytree
+from lrjax.core.pytree import pytree
 
 
 def exponent(x: jax.Array, axis: Any = None, keepdims: bool = False) -> jax.Array:

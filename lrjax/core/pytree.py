@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lrjax import status
-from lrjax._checks import host_value
+from lrjax.core.checks import host_value
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
