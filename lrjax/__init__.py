@@ -34,8 +34,8 @@ from lrjax._supervised_dictionary import SupervisedDictionary as SupervisedDicti
 from lrjax._supervised_dictionary import supervised_dictionary as supervised_dictionary
 from lrjax._sweep import load_sweep as load_sweep
 from lrjax._sweep import sweep as sweep
-from lrjax.factors import Factors as Factors
-from lrjax.problem import Problem as Problem
+from lrjax.problems.factors import Factors as Factors
+from lrjax.problems.problem import Problem as Problem
 from lrjax.sketching import LstsqResult as LstsqResult
 from lrjax.sketching import low_rank as low_rank
 from lrjax.sketching import lstsq as lstsq

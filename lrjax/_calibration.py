@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from lrjax.core.checks import as_array, check_choice, check_finite, check_key
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import exponent, norm, shifted
-from lrjax.factors import Factors, matmul
 from lrjax.linalg.guarded import qr, qr_r, svd
 from lrjax.operators.gains import GainMeasurements
+from lrjax.problems.factors import Factors
 
 METHODS = ("lstsq", "spectral")
 

@@ -15,10 +15,11 @@ from lrjax import status
 from lrjax._entries import counted, host_indices, merge
 from lrjax._solve import Solution, iterate, solve
 from lrjax.core.checks import check_choice, check_count, check_flag, check_key, check_range, check_shape
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import cast_floats, pytree
-from lrjax.factors import Factors, matmul
 from lrjax.operators import SampledEntries
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import AlternatingMinimization
 
 # Rows predicted at a time: 2^20 pairs of factor rows of rank 20 are 160 MB of float32.

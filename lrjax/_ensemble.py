@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from lrjax._solve import solve
 from lrjax.core.checks import check_count, check_finite, check_key, number, real_array
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
 from lrjax.core.units import unit_of
-from lrjax.factors import Factors, matmul
 from lrjax.operators import EntryMask
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import AlternatingMinimization
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import as_array, check_count, check_finite, check_key, number, real_array
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import attach_derivative
 from lrjax.operators.hankel import AdjointMatrix, Hankel

@@ -10,8 +10,8 @@ from lrjax import initial, losses
 from lrjax._solve import Solution, solve
 from lrjax.core.checks import check_choice, check_count, check_key, check_range, real_array
 from lrjax.core.pytree import cast_floats, pytree, replace
-from lrjax.factors import Factors
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import AlternatingMinimization, GaussNewton, ScaledGradientDescent
 
 METHODS = ("holdout", "gap", "adaptive")

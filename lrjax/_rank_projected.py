@@ -11,7 +11,7 @@ from lrjax import loop, status
 from lrjax.core.checks import check_count, check_finite, number, real_array
 from lrjax.core.pytree import map_floats, pytree
 from lrjax.core.units import exponent, norm, power
-from lrjax.factors import Factors, as_factors, best_rank, difference_norm
+from lrjax.problems.factors import Factors, as_factors, best_rank, difference_norm
 
 
 @pytree

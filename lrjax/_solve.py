@@ -12,8 +12,8 @@ from lrjax import loop, status
 from lrjax.core.checks import as_array, check_count, check_key, check_settings, host_value, real_array
 from lrjax.core.pytree import cast_floats, pytree, tree_where
 from lrjax.core.units import Units, times
-from lrjax.factors import Factors, as_factors, relative_error
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors, as_factors, relative_error
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 
 # A solve whose objective ends this many times above that of its start and of the zero matrix has diverged.

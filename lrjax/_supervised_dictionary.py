@@ -20,9 +20,10 @@ from lrjax.core.checks import (
     number,
     real_array,
 )
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import positional_pytree, pytree, replace
-from lrjax.factors import Factors, matmul
 from lrjax.linalg.guarded import spectral_norm, svd
+from lrjax.problems.factors import Factors
 
 FORMS = ("filter", "feature")
 

@@ -23,10 +23,11 @@ from lrjax.core.checks import (
     real_array,
     single_or_double,
 )
+from lrjax.core.numerics import matmul
 from lrjax.core.units import norm
-from lrjax.factors import Factors, as_factors, matmul
 from lrjax.linalg.guarded import qr, singular_values
 from lrjax.operators.base import Operator, check_operator
+from lrjax.problems.factors import Factors, as_factors
 from lrjax.sketching import leverage_scores as leverage_scores
 
 

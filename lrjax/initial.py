@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from lrjax.core.draws import drawn
 from lrjax.core.pytree import program
-from lrjax.factors import Factors
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import truncated_svd
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.step_sizes import measured_quantile
 
 # Up to this side length one dense SVD costs less than the products of a Krylov method.

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import as_array, single_or_double
+from lrjax.core.numerics import matmul
 from lrjax.core.units import root, unit_of
-from lrjax.factors import Factors, matmul
-from lrjax.factors import relative_error as relative_error
 from lrjax.linalg import guarded
+from lrjax.problems.factors import Factors
+from lrjax.problems.factors import relative_error as relative_error
 
 
 def subspace_distance(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lrjax import _planted, losses
+from lrjax import losses
 from lrjax.core.checks import (
     as_array,
     check_choice,
@@ -26,11 +26,12 @@ from lrjax.core.checks import (
     real_array,
 )
 from lrjax.core.pytree import replace
-from lrjax.factors import Factors
 from lrjax.operators import SampledEntries
 from lrjax.operators.base import check_operator
 from lrjax.operators.gains import MODELS
-from lrjax.problem import Problem
+from lrjax.problems import planted
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 
 CORRUPTIONS = ("gaussian", "one_sided", "adversarial_sign")
 SAMPLINGS = ("uniform", "skewed")
@@ -65,7 +66,7 @@ def low_rank(
     """
     check_key(key)
     sizes = _sizes(shape, rank, symmetric)
-    return _planted.low_rank(key, *_numbers(_factored_dtype(dtype), condition_number, coherence), **sizes)
+    return planted.low_rank(key, *_numbers(_factored_dtype(dtype), condition_number, coherence), **sizes)
 
 
 def _sizes(shape: Any, rank: Any, symmetric: Any) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def corrupt(
     y = real_array("y", y)
     if corruption is None:
         raise ValueError("corruption must be a real number; got None")
-    return _planted.corrupt(key, y, **_spoiling(y.dtype, noise, corruption, corruption_scale), kind=kind)
+    return planted.corrupt(key, y, **_spoiling(y.dtype, noise, corruption, corruption_scale), kind=kind)
 
 
 def _spoiling(dtype: Any, noise: Any, corruption: Any, scale: Any) -> dict[str, Any]:
@@ -165,9 +166,9 @@ def from_truth(
         )
     check_key(key)
     check_choice("kind", kind, CORRUPTIONS)
-    y = _planted.forward(operator, truth)
+    y = planted.forward(operator, truth)
     check_real("y", y)
-    y, _ = _planted.corrupt(key, y, **_spoiling(y.dtype, noise, corruption, corruption_scale), kind=kind)
+    y, _ = planted.corrupt(key, y, **_spoiling(y.dtype, noise, corruption, corruption_scale), kind=kind)
     return Problem(operator, y, loss=_loss_for(loss, corruption))
 
 
@@ -200,7 +201,7 @@ def matrix_sensing(
     check_key(key)
     check_choice("kind", kind, CORRUPTIONS)
     dtype = _factored_dtype(dtype)
-    problem, truth = _planted.matrix_sensing(
+    problem, truth = planted.matrix_sensing(
         key,
         _numbers(dtype, condition_number),
         _spoiling(dtype, noise, corruption, corruption_scale),
@@ -254,7 +255,7 @@ def matrix_completion(
     check_choice("sampling", sampling, SAMPLINGS)
     sizes, dtype = _sizes(shape, rank, symmetric), _factored_dtype(dtype)
     observed = _sampling_fraction(fraction, oversampling, sizes["shape"], sizes["rank"])
-    problem, truth = _planted.matrix_completion(
+    problem, truth = planted.matrix_completion(
         key,
         _numbers(dtype, condition_number, coherence),
         _spoiling(dtype, noise, corruption, corruption_scale),
@@ -310,7 +311,7 @@ def sampled_entries(
     noise = host_number("noise", noise, low=0)
     if count > n1 * n2 // 2:
         raise ValueError(f"num_entries must be at most half of the {n1 * n2} entries; got {count}")
-    return _sampled(_planted.seed(key), truth, count, sampling, noise, min_per_line)
+    return _sampled(planted.seed(key), truth, count, sampling, noise, min_per_line)
 
 
 def _sampled(
@@ -349,7 +350,7 @@ def _sampled(
         part = slice(min(start, count - size), start + size)
         values[part] = truth.entries(rows[part], cols[part])
     if noise:
-        size = noise * float(_planted.root_mean_square(as_array("values", values)))
+        size = noise * float(planted.root_mean_square(as_array("values", values)))
         values = values + np.asarray(size * rng.standard_normal(count), values.dtype)
     return rows, cols, values
 
@@ -377,7 +378,7 @@ def large_completion(
             f"oversampling must ask for 1 to {n1 * n2 // 2} entries, half of all; {oversampling} is {count:.3g}"
         )
     numbers = _numbers(_factored_dtype(dtype), condition_number)
-    truth, seed = _planted.large_completion(key, numbers, shape=(n1, n2), rank=rank)
+    truth, seed = planted.large_completion(key, numbers, shape=(n1, n2), rank=rank)
     operator, y = SampledEntries.build(*_sampled(seed, truth, count, sampling, noise), (n1, n2))
     return Problem(operator, y), truth
 
@@ -417,7 +418,7 @@ def gain_calibration(
     check_choice("model", model, MODELS)
     if (random_phase := check_flag("random_phase", random_phase)) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise ValueError(f"random_phase=True needs a complex dtype; got {dtype}")
-    return _planted.gain_calibration(
+    return planted.gain_calibration(
         key,
         radius,
         noise,

@@ -9,8 +9,8 @@ import numpy as np
 
 from lrjax._solve import solve
 from lrjax.core.checks import float_dtype
-from lrjax.factors import Factors
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 
 
 def _vdot(a: jax.Array, b: jax.Array) -> jax.Array:

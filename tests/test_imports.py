@@ -36,7 +36,6 @@ LAYERS = (
         "_cache",
         "_delimited",
         "_demo",
-        "_planted",
         "_entries",
         "_results",
         "_tables",
@@ -52,9 +51,10 @@ LAYERS = (
     ("_solve",),
     ("loop", "solvers"),
     ("initial", "step_sizes"),
-    ("problem",),
-    ("operators", "sketching", "losses"),
-    ("linalg", "factors"),
+    ("sketching",),
+    ("problems",),
+    ("operators", "losses"),
+    ("linalg",),
     ("core", "status"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

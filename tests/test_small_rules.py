@@ -17,8 +17,8 @@ import pytest
 import lrjax as lr
 from lrjax import _rank, initial, losses, metrics, operators, status, step_sizes
 from lrjax.core.pytree import tree_isfinite
-from lrjax.factors import best_rank
 from lrjax.linalg.krylov import conjugate_gradient
+from lrjax.problems.factors import best_rank
 from lrjax.sketching import row_sampling
 from lrjax.testing import check_adjoint
 

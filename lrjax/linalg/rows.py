@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 
 # Size up to which one stage of elimination is as fast as two (on a CPU, 64 systems at a time: 0.5 microseconds a system
 # at k = 10 in float64; at k = 20 in float32 2.3 in two stages, against 3.9 by halving the matrix with small products).

@@ -5,8 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
 from lrjax.linalg.rows import eliminate
 from lrjax.linalg.segments import Segments

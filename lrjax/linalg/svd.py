@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.draws import drawn
+from lrjax.core.numerics import matmul
 from lrjax.core.units import exponent, power, shifted
-from lrjax.factors import matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import conjugate_gradient
 

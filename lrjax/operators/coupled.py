@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 from lrjax.linalg.guarded import cholesky
 from lrjax.linalg.rows import masked_gram
 from lrjax.linalg.segments import Segments, pad_one, take

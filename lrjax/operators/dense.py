@@ -20,8 +20,8 @@ from lrjax.core.checks import (
     real_array,
 )
 from lrjax.core.draws import drawn
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 from lrjax.operators.base import Operator
 
 # A dense ensemble above this many bytes is refused: it is nearly always a mistake.

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import as_array, check_shape, host_value
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 from lrjax.linalg.rows import masked_gram
 from lrjax.operators.base import Operator
 

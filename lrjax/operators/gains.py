@@ -20,8 +20,8 @@ from lrjax.core.checks import (
     number,
 )
 from lrjax.core.draws import drawn
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 from lrjax.operators.base import Operator
 from lrjax.operators.dense import MAX_BYTES
 

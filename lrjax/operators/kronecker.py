@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import as_array, check_count, check_finite
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 from lrjax.linalg.modes import mode_products
 from lrjax.operators.base import Operator
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from lrjax.core.checks import check_count, check_finite, check_flag, check_key, check_shape, float_dtype, real_array
 from lrjax.core.draws import drawn
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 from lrjax.operators.base import Operator
 
 

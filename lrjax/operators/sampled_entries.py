@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax.core.checks import as_array, check_choice, check_count, check_indices, check_real, check_shape, on_host
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import cast_floats, pytree, replace
-from lrjax.factors import matmul
 from lrjax.linalg.segments import pad_one, take
 from lrjax.linalg.sketched_rows import solve_rows_sketched
 from lrjax.operators.base import Operator

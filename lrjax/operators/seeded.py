@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import check_count, check_flag, check_key, check_shape, float_dtype, number
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.factors import matmul
 from lrjax.operators.base import Operator
 from lrjax.operators.dense import draw_gaussian_rows, pack_symmetric, unpack_symmetric
 

@@ -7,9 +7,9 @@ import numpy as np
 from jax.core import Tracer
 
 from lrjax.core.checks import check_choice, check_count, check_finite, check_key, host_number, real_array
-from lrjax.factors import Factors
 from lrjax.private._accounting import check_budget, gaussian_noise
 from lrjax.private._sketch import LowRankSketch, gaussian_like
+from lrjax.problems.factors import Factors
 from lrjax.sketching import low_rank
 
 NEIGHBOURS = ("oblivious", "any")

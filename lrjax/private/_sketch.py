@@ -18,9 +18,10 @@ from lrjax.core.checks import (
     host_array,
     number,
 )
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree, replace
-from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
+from lrjax.problems.factors import Factors
 
 
 @pytree

@@ -17,10 +17,11 @@ from lrjax.core.checks import (
     real_array,
     single_or_double,
 )
+from lrjax.core.numerics import matmul
 from lrjax.core.units import exponent, shifted
-from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import attach_derivative, truncated_svd
+from lrjax.problems.factors import Factors
 from lrjax.sketching import _inputs
 
 OVERSAMPLE = 10

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import check_choice, check_count, check_key, real_array
-from lrjax.factors import matmul
+from lrjax.core.numerics import matmul
 
 METHODS = ("wta", "crs")
 

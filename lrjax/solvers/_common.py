@@ -8,11 +8,12 @@ import numpy as np
 
 from lrjax import losses, status
 from lrjax.core.checks import check_count, check_range
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
-from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 
 
 def check_rank(solver: Any, problem: Problem) -> None:

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from lrjax import initial, losses, status
 from lrjax.core.checks import check_choice, check_count, check_range
 from lrjax.core.draws import drawn
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import Units
-from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import conjugate_gradient
 from lrjax.linalg.rows import RowProblem, under_determined
 from lrjax.linalg.sketched_rows import SketchedRows
 from lrjax.operators.sampled_entries import SampledEntries
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 from lrjax.step_sizes import measured_quantile
 

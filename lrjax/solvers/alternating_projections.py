@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from lrjax import initial, status
 from lrjax.core.checks import check_range
 from lrjax.core.draws import drawn
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
-from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 from lrjax.step_sizes import measured_quantile
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from lrjax import losses
 from lrjax.core.checks import check_count, check_range, host_value
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
-from lrjax.factors import Factors, matmul
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 from lrjax.solvers._common import FirstOrderState
 

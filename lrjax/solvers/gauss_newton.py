@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 from lrjax import initial, losses, status
 from lrjax.core.checks import check_choice, check_count, check_range
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
-from lrjax.factors import Factors, best_rank, matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import counted_conjugate_gradient
 from lrjax.operators.coupled import arrange, coupling
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors, best_rank
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 from lrjax.step_sizes import measured_quantile
 

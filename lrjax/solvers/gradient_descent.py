@@ -8,11 +8,12 @@ import optax
 
 from lrjax import initial
 from lrjax.core.checks import check_choice, check_range
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import Units
-from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 from lrjax.solvers._common import FirstOrderState
 

@@ -24,14 +24,15 @@ import numpy as np
 
 from lrjax import initial, losses, status
 from lrjax.core.checks import check_count, check_range
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
-from lrjax.factors import Factors, matmul
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
 from lrjax.linalg.rows import eliminate
 from lrjax.linalg.svd import attach_derivative, truncated_svd
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 
 

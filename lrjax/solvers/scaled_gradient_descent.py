@@ -7,9 +7,9 @@ from lrjax import initial
 from lrjax.core.checks import check_choice, check_range
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
-from lrjax.factors import Factors
 from lrjax.losses import Squared
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 from lrjax.solvers._common import FirstOrderState
 

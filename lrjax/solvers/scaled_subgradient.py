@@ -9,8 +9,8 @@ from lrjax import initial, status, step_sizes
 from lrjax.core.checks import check_range
 from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import Units
-from lrjax.factors import Factors
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 from lrjax.solvers._common import FirstOrderState
 

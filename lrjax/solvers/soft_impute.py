@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from lrjax import initial, status
 from lrjax.core.checks import check_count, check_range
 from lrjax.core.draws import drawn
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import Units
-from lrjax.factors import Factors, difference_norm, matmul
 from lrjax.linalg import guarded
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors, difference_norm
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 
 

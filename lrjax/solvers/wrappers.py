@@ -10,8 +10,8 @@ from lrjax import loop, status
 from lrjax.core.checks import check_count, check_range
 from lrjax.core.pytree import pytree, replace, tree_where
 from lrjax.core.units import Units
-from lrjax.factors import Factors
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 from lrjax.solvers import _common
 
 

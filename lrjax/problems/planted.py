@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from lrjax.core.draws import drawn
 from lrjax.core.units import norm
-from lrjax.factors import Factors
 from lrjax.linalg.guarded import qr
 from lrjax.operators import DenseEnsemble, EntryMask, GainMeasurements
-from lrjax.problem import Problem
+from lrjax.problems.factors import Factors
+from lrjax.problems.problem import Problem
 
 
 @partial(jax.jit, static_argnames=("shape", "rank", "symmetric"))

@@ -10,7 +10,7 @@ from lrjax import losses
 from lrjax.core.checks import check_finite, check_range, check_real, host_value
 from lrjax.core.pytree import positional_pytree
 from lrjax.core.units import Units, exponent, power, root, unit_of
-from lrjax.factors import Factors
+from lrjax.problems.factors import Factors
 
 
 @positional_pytree

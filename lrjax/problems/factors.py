@@ -9,14 +9,9 @@ import numpy as np
 
 from lrjax.core import units
 from lrjax.core.checks import as_array, check_indices, single_or_double
+from lrjax.core.numerics import matmul
 from lrjax.core.pytree import positional_pytree
 from lrjax.linalg import guarded
-
-
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Matrix product at full precision: accelerators may otherwise round float32 products to TF32 or bfloat16."""
-    # NumPy's arrays in another byte order would find the compiled product of native ones, and be misread.
-    return jnp.matmul(as_array("left operand", a), as_array("right operand", b), precision="highest")
 
 
 @positional_pytree

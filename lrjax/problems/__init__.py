@@ -1,0 +1,1 @@
+"""What is sought, what was measured, and planted instances of both."""
