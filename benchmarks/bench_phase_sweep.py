@@ -113,7 +113,7 @@ def answer(process):
 
 def killed_twice(folder, trials):
     """Runs the sweep, kills it when a third and two thirds are on the disk, and lets the third run end."""
-    from lrjax._checkpoint import read_parts
+    from lrjax.sweeps.checkpoint import read_parts
 
     count = lambda: sum(len(next(iter(a.values()))) for _, chunks in read_parts(folder, 0) for a in chunks.values())
     for share in (1 / 3, 2 / 3):

@@ -1,5 +1,7 @@
 """Low-rank matrix recovery and sensing in JAX: state a problem, pick a solver, sweep many cases under one jit."""
 
+import importlib.metadata
+
 from lrjax import datasets as datasets
 from lrjax import diagnostics as diagnostics
 from lrjax import initial as initial
@@ -12,28 +14,26 @@ from lrjax import sketching as sketching
 from lrjax import status as status
 from lrjax import step_sizes as step_sizes
 from lrjax import synthetic as synthetic
-from lrjax._calibration import Calibration as Calibration
-from lrjax._calibration import calibrate as calibrate
-from lrjax._complete import Completion as Completion
-from lrjax._complete import complete as complete
-from lrjax._ensemble import CompletionEnsemble as CompletionEnsemble
-from lrjax._ensemble import complete_ensemble as complete_ensemble
-from lrjax._ho_kalman import StateSpace as StateSpace
-from lrjax._ho_kalman import ho_kalman as ho_kalman
-from lrjax._ho_kalman import markov_parameters as markov_parameters
-from lrjax._rank import RankSelection as RankSelection
-from lrjax._rank import select_rank as select_rank
-from lrjax._rank_projected import RankProjectedResult as RankProjectedResult
-from lrjax._rank_projected import rank_projected_descent as rank_projected_descent
-from lrjax._solve import Solution as Solution
-from lrjax._solve import iterate as iterate
-from lrjax._solve import solve as solve
-from lrjax._sparse_bayesian import SparseBayesianResult as SparseBayesianResult
-from lrjax._sparse_bayesian import sparse_bayesian as sparse_bayesian
-from lrjax._supervised_dictionary import SupervisedDictionary as SupervisedDictionary
-from lrjax._supervised_dictionary import supervised_dictionary as supervised_dictionary
-from lrjax._sweep import load_sweep as load_sweep
-from lrjax._sweep import sweep as sweep
+from lrjax.completion.complete import Completion as Completion
+from lrjax.completion.complete import complete as complete
+from lrjax.completion.ensemble import CompletionEnsemble as CompletionEnsemble
+from lrjax.completion.ensemble import complete_ensemble as complete_ensemble
+from lrjax.completion.rank_selection import RankSelection as RankSelection
+from lrjax.completion.rank_selection import select_rank as select_rank
+from lrjax.iteration.solution import Solution as Solution
+from lrjax.iteration.solve import iterate as iterate
+from lrjax.iteration.solve import solve as solve
+from lrjax.models.calibration import Calibration as Calibration
+from lrjax.models.calibration import calibrate as calibrate
+from lrjax.models.rank_projected import RankProjectedResult as RankProjectedResult
+from lrjax.models.rank_projected import rank_projected_descent as rank_projected_descent
+from lrjax.models.sparse_bayesian import SparseBayesianResult as SparseBayesianResult
+from lrjax.models.sparse_bayesian import sparse_bayesian as sparse_bayesian
+from lrjax.models.state_space import StateSpace as StateSpace
+from lrjax.models.state_space import ho_kalman as ho_kalman
+from lrjax.models.state_space import markov_parameters as markov_parameters
+from lrjax.models.supervised_dictionary import SupervisedDictionary as SupervisedDictionary
+from lrjax.models.supervised_dictionary import supervised_dictionary as supervised_dictionary
 from lrjax.problems.factors import Factors as Factors
 from lrjax.problems.problem import Problem as Problem
 from lrjax.sketching import LstsqResult as LstsqResult
@@ -54,3 +54,10 @@ from lrjax.solvers import ScaledSubgradient as ScaledSubgradient
 from lrjax.solvers import SingularValueProjection as SingularValueProjection
 from lrjax.solvers import SoftImpute as SoftImpute
 from lrjax.solvers import SubgradientMethod as SubgradientMethod
+from lrjax.sweeps.sweep import load_sweep as load_sweep
+from lrjax.sweeps.sweep import sweep as sweep
+
+try:
+    __version__ = importlib.metadata.version("lrjax")
+except importlib.metadata.PackageNotFoundError:  # a source tree on the path
+    __version__ = "unknown"

@@ -1,5 +1,7 @@
 """Integer status codes, one per lane, and their text. Codes live in traced code; text is for the host."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,17 +35,25 @@ def message(code: int) -> str:
 
 
 class SolveError(RuntimeError):
-    """Raised on the host by `Solution.check()`; names the lanes that failed and why."""
+    """Raised on the host by `check()` of a result; names the lanes that failed and why."""
 
 
-def raise_if_failed(codes: Any, *, require_convergence: bool = False) -> None:
-    """Raises a `SolveError` that says which lanes failed and why; lanes that used up their steps only if required."""
+def raise_if_failed(
+    codes: Any, *, require_convergence: bool = False, reasons: Mapping[int, str] = MappingProxyType({})
+) -> None:
+    """Raises a `SolveError` that says which lanes failed and why; lanes that used up their steps only if required.
+
+    Args:
+        codes: int32, one for each lane.
+        require_convergence: count `RUNNING` as failed too.
+        reasons: texts of codes that say more than `MESSAGES`.
+    """
     codes = np.atleast_1d(np.asarray(codes))
     fine = {CONVERGED} if require_convergence else {CONVERGED, RUNNING}
     lines = []
     for code in sorted(set(codes.ravel().tolist()) - fine):
         lanes = np.flatnonzero(codes.ravel() == code)
         shown = ", ".join(map(str, lanes[:8])) + (", ..." if len(lanes) > 8 else "")
-        lines.append(f"{len(lanes)} of {codes.size} lanes (lane {shown}): {message(code)}")
+        lines.append(f"{len(lanes)} of {codes.size} lanes (lane {shown}): {reasons.get(code) or message(code)}")
     if lines:
         raise SolveError("; ".join(lines))

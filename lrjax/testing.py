@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax._solve import solve
 from lrjax.core.checks import float_dtype
+from lrjax.iteration.solve import solve
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
 

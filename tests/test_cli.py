@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from lrjax import _cache
-from lrjax.__main__ import main
+from lrjax.cli import cache
+from lrjax.cli.main import main
 
 
 def _table(path, rank=2, shape=(40, 30), fraction=0.6):
@@ -207,10 +207,10 @@ def test_a_cache_that_cannot_be_is_one_line(tmp_path, capsys, monkeypatch, small
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        assert _cache.chosen_folder(None) == tmp_path / "home" / "lrjax" / "programs"
+        assert cache.chosen_folder(None) == tmp_path / "home" / "lrjax" / "programs"
         jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-        assert _cache.chosen_folder(None) is None  # JAX has been told of another
+        assert cache.chosen_folder(None) is None  # JAX has been told of another
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     monkeypatch.setenv("LRJAX_CACHE", "off")
-    assert _cache.chosen_folder(None) is None
+    assert cache.chosen_folder(None) is None

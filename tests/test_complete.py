@@ -10,7 +10,7 @@ import pytest
 from tqdm import tqdm
 
 import lrjax as lr
-from lrjax import _complete
+from lrjax.completion import fitting
 
 KEY = jax.random.key(0)
 SHAPE = (20, 15)
@@ -116,9 +116,9 @@ def test_offsets_do_not_count_in_the_rank(shape, rank):
 def test_refits_compile_once_and_indices_of_predictions_are_integers():
     rows, cols, values = table()
     found = run(rows, cols, values, ensemble=2, num_steps=1)
-    before = _complete._refits._cache_size()
+    before = fitting._refits._cache_size()
     run(rows, cols, 2 * values, ensemble=2, num_steps=1, ridge=0.25)
-    assert _complete._refits._cache_size() == before
+    assert fitting._refits._cache_size() == before
     for call in (found.predict, found.uncertainty):
         for bad in ([0.5], [True], ["0"], [None], [[0], [1, 2]]):
             with pytest.raises(ValueError, match="rows must be"):
@@ -165,11 +165,11 @@ def test_compiling_is_no_step_of_the_bar():
     bar = tqdm(total=10, file=io.StringIO(), mininterval=0)
     bar.start_t -= 100
     bar.last_print_t = bar.start_t
-    _complete._show(bar, 0, {})
-    _complete._show(bar, 1, {})
+    fitting._show(bar, 0, {})
+    fitting._show(bar, 1, {})
     assert bar.format_dict["elapsed"] < 50
     assert (bar.n, bar.format_dict["initial"]) == (1, 1)
-    _complete._show(bar, 3, {})
+    fitting._show(bar, 3, {})
     assert bar.n == 3
     bar.close()
 

@@ -10,7 +10,7 @@ import pytest
 
 import lrjax as lr
 from lrjax import operators, status, synthetic
-from lrjax.operators.coupled import arrange, coupling, dense_coupling
+from lrjax.operators.coupling import arrange, coupling, dense_coupling
 
 KEY = jax.random.key(3)
 

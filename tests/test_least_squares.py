@@ -16,7 +16,8 @@ from cases import LEAST_SQUARES
 from jax.experimental.sparse import BCOO, BCSR, CSR
 
 from lrjax import status
-from lrjax.sketching import CountSketch, LstsqResult, SparseSignSketch, least_squares, lstsq, lstsq_blocks
+from lrjax.sketching import CountSketch, LstsqResult, SparseSignSketch, lstsq, lstsq_blocks
+from lrjax.sketching.regression import least_squares
 
 KEY = jax.random.key(0)
 SKETCHED = {"method": "sketch_and_solve"}
@@ -63,7 +64,7 @@ def test_direct_is_numpy(name, x64):
     n, d, options = SHAPES[name]
     a, b = problem(n, d, **options)
     result = lstsq(a, b, KEY)
-    result.check()
+    result.check(require_convergence=True)
     reference = np.linalg.lstsq(a, b, rcond=None)[0]
     assert result.x.shape == reference.shape
     # The condition number bounds the error of both; the residual is of order one, hence its square.
@@ -133,7 +134,7 @@ def test_sketch_and_solve_solves_the_sketched_problem(sketch, x64):
     a, b = problem(3000, 6, rhs=(2,))
     weights = np.random.default_rng(1).uniform(0.1, 3, size=3000)
     result = lstsq(a, b, KEY, weights=weights, sketch=sketch, sketch_size=600, **SKETCHED)
-    result.check()
+    result.check(require_convergence=True)
     assert result.method == "sketch_and_solve"
     reference = numpy_ridge(a, b, weights)
     root = np.sqrt(weights)[:, None]
@@ -153,7 +154,7 @@ def test_sketch_and_solve_is_exact_where_the_fit_is(sketch, x64):
 
 def test_smallest_sketch_is_allowed():
     a, b = (value.astype(np.float32) for value in problem(12, 3))
-    lstsq(a, b, KEY, sketch_size=3, **SKETCHED).check()
+    lstsq(a, b, KEY, sketch_size=3, **SKETCHED).check(require_convergence=True)
 
 
 @pytest.mark.parametrize("sketch", ["sparse_sign", "gaussian"])
@@ -428,9 +429,9 @@ def test_traced_nan_is_a_status_of_its_own_problem(options):
     np.testing.assert_array_equal(result.status, [status.CONVERGED, status.NONFINITE, status.CONVERGED])
     np.testing.assert_array_equal(result.converged, [True, False, True])
     assert np.all(np.isfinite(result.x[0]))
-    with pytest.raises(status.SolveError, match=r"1 of 3 failed\. problem 1: the solution or its residual is"):
-        result.check()
-    jax.tree.map(lambda leaf: leaf[::2], result).check()
+    with pytest.raises(status.SolveError, match=r"1 of 3 lanes \(lane 1\): the solution or its residual is"):
+        result.check(require_convergence=True)
+    jax.tree.map(lambda leaf: leaf[::2], result).check(require_convergence=True)
 
 
 # ------------------------------------------------------------------------------------ as accurate as a QR, on any input
@@ -472,7 +473,7 @@ def test_as_accurate_as_qr(name, condition, x64):
         q, r = np.linalg.qr(a)
         reference = scipy.linalg.solve_triangular(r, q.T @ b)
         result = lstsq(a, b, KEY, **ACCURATE[name])
-        result.check()
+        result.check(require_convergence=True)
         eps = np.finfo(float).eps
         # Directions within 30 eps of the largest may be left out, which is a perturbation of that size.
         level = 30 if condition > 1e13 else 4
@@ -503,8 +504,8 @@ def test_normal_equations_say_when_they_fail(x64):
     result = lstsq(a, b, KEY, method="normal_equations")
     assert int(result.status) == status.STALLED
     with pytest.raises(status.SolveError, match=r"too ill-conditioned .* use method 'cholesky_qr'"):
-        result.check()
-    lstsq(*planted(2000, 20, 100.0, 1.0)[:2], KEY, method="normal_equations").check()
+        result.check(require_convergence=True)
+    lstsq(*planted(2000, 20, 100.0, 1.0)[:2], KEY, method="normal_equations").check(require_convergence=True)
 
 
 def test_forward_stable_methods_are_not_backward_stable(x64):
@@ -513,7 +514,7 @@ def test_forward_stable_methods_are_not_backward_stable(x64):
     reference = np.linalg.lstsq(a, b, rcond=None)[0]
     for method in ("lsqr", "iterative_sketching"):
         result = lstsq(a, b, KEY, method=method)
-        result.check()
+        result.check(require_convergence=True)
         assert relative(result.x, reference) < 1e-4  # condition^2 eps
         assert float(result.backward_error) > 1e-14
         assert int(result.num_steps) < 40
@@ -529,7 +530,7 @@ def test_coherent_rows_and_scales_do_not_matter(x64):
     reference = np.linalg.lstsq(a, b, rcond=1e-20)[0]
     for options in ({}, {"method": "cholesky_qr", "sketch": "count", "sketch_size": 400}, {"method": "fossils"}):
         result = lstsq(a, b, KEY, **options)
-        result.check()
+        result.check(require_convergence=True)
         assert relative(result.x * np.linalg.norm(a, axis=0), reference * np.linalg.norm(a, axis=0)) < 1e-9
 
 
@@ -539,7 +540,7 @@ def test_coherent_rows_and_scales_do_not_matter(x64):
 def test_rank_deficient_problems_have_the_answer_of_least_norm(options, x64):
     a, b = problem(2000, 8, rank=5)
     result = lstsq(a, b, KEY, **options)
-    result.check()
+    result.check(require_convergence=True)
     assert int(result.rank) == 5
     assert relative(result.x, np.linalg.lstsq(a, b, rcond=1e-10)[0]) < 1e-10
     zero = lstsq(0 * a, b, KEY, **options)
@@ -656,7 +657,7 @@ def test_blocks_of_rows_are_the_whole(x64):
     cuts = [0, 700, 1400, 2100, 2990, 3000]
     blocks = lambda: ((a[i:j], b[i:j]) for i, j in itertools.pairwise(cuts))
     result = lstsq_blocks(blocks, KEY)
-    result.check()
+    result.check(require_convergence=True)
     reference = np.linalg.lstsq(a, b, rcond=1e-20)[0]
     assert backward(a, b, np.asarray(result.x)) < 1e-15
     assert relative(result.x, reference) < 1e-2
@@ -676,7 +677,7 @@ def test_blocks_of_a_memory_mapped_file(tmp_path, x64):
         np.save(tmp_path / f"{name}.npy", part)
     held = tuple(np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "ab")
     result = lstsq_blocks(held, KEY, block_rows=750)
-    result.check()
+    result.check(require_convergence=True)
     assert backward(a, b, np.asarray(result.x)) < 1e-15
     pairs = [(a[i : i + 750], b[i : i + 750]) for i in range(0, 3000, 750)]
     np.testing.assert_array_equal(lstsq_blocks(pairs, KEY).x, result.x)
@@ -720,7 +721,7 @@ def test_a_sketch_that_hides_a_direction_is_found_out(x64):
     assert int(result.rank) == 5
     assert float(result.backward_error) > 1e-3
     assert int(result.status) == status.STALLED
-    lstsq(a, b, KEY, method="cholesky_qr", sketch="sparse_sign").check()
+    lstsq(a, b, KEY, method="cholesky_qr", sketch="sparse_sign").check(require_convergence=True)
 
 
 def test_rows_that_the_guess_does_not_see(x64):

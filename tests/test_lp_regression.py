@@ -59,7 +59,7 @@ def reference(a, b, p):
 def test_it_is_the_minimum(p, dtype, x64):
     a, b = (part.astype(dtype) for part in problem(80, 5, heavy=p != 3))
     result = lp_regression(a, b, p)
-    result.check()
+    result.check(require_convergence=True)
     eps = np.finfo(dtype).eps
     assert float(result.gap) <= eps ** (0.625 if p == 1 else 0.75)
     a, b = a.astype(float), b.astype(float)
@@ -84,7 +84,7 @@ def test_small_residuals_and_many_seeds_in_single_precision(p):
     assert np.all(np.asarray(result.status) != status.RUNNING)
     assert np.all(np.asarray(result.gap) < np.finfo(np.float32).eps ** 0.5)
     if p > 1:
-        result.check()
+        result.check(require_convergence=True)
 
 
 def test_a_tolerance_out_of_reach_is_reported_as_such():
@@ -113,7 +113,7 @@ def test_degenerate_matrices(options, p, x64):
     a, b = problem(60, 5, **options)
     result = lp_regression(a, b, p)
     if p > 1:  # at 1 the proof of optimality may take more steps than there are: see the docstring
-        result.check()
+        result.check(require_convergence=True)
     np.testing.assert_allclose(result.objective, reference(a, b, p), rtol=1e-7)
     if "rank" in options:  # the least solution lies in the row space
         np.testing.assert_allclose(np.linalg.pinv(a) @ (a @ np.asarray(result.x)), result.x, rtol=1e-6)
@@ -132,7 +132,7 @@ def test_one_column_is_the_weighted_median(x64):
 def test_exact_fits(p, x64):
     a, b = problem(5, 20, heavy=False)  # wide
     result = lp_regression(a, b, p)
-    result.check()
+    result.check(require_convergence=True)
     assert result.objective < 1e-11 * np.linalg.norm(b)
     zero = lp_regression(a, 0 * b, p)
     assert np.all(np.asarray(zero.x) == 0)
@@ -192,8 +192,8 @@ def test_the_budget_is_reported_and_nonfinite_lanes_do_not_raise(x64):
     full = float(lp_regression(a, b, 1.5).objective)
     early = lp_regression(a, b, 1.5, num_steps=2)
     assert full * (1 - 1e-9) >= float(early.objective) * (1 - float(early.gap)) - 1e-9 or float(early.gap) < 1
-    with pytest.raises(status.SolveError, match="1 of 1 failed"):
-        short.check()
+    with pytest.raises(status.SolveError, match="1 of 1 lanes"):
+        short.check(require_convergence=True)
     bad = jax.jit(lambda a, b: lp_regression(a, b, 1.5))(a, np.where(np.arange(80) == 3, np.nan, b))
     assert int(bad.status) == status.NONFINITE
 

@@ -13,8 +13,9 @@ import lrjax as lr
 from lrjax import operators, testing
 from lrjax.linalg.rows import RowProblem
 from lrjax.linalg.sketched_rows import SketchedRows
+from lrjax.operators import sampled_entries
 from lrjax.operators.base import Operator
-from lrjax.solvers._common import FirstOrderState
+from lrjax.solvers.base import FirstOrderState
 
 KEY = jax.random.key(0)
 PRIMITIVE = tuple(OPERATORS)[:6]
@@ -290,6 +291,30 @@ def test_seeded_memory_does_not_grow_with_the_measurements(method):
 
 
 # --- sampled entries -------------------------------------------------------------------------------------------------
+
+
+def test_products_in_blocks_are_those_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    rows, cols = np.nonzero(rng.random((9, 7)) < 0.6)
+    op, _ = operators.SampledEntries.build(rows, cols, rng.standard_normal(len(rows)).astype(np.float32), (9, 7))
+    left, right = (jnp.asarray(rng.standard_normal((n, 2)), jnp.float32) for n in (9, 7))
+    slope = jax.grad(lambda left: jnp.sum(jnp.sin(op.forward(left, right))))
+    expected, expected_slope = op.forward(left, right), slope(left)
+    monkeypatch.setattr(sampled_entries, "FORWARD_BLOCK", 5)  # several, and a rest
+    np.testing.assert_allclose(op.forward(left, right), expected, rtol=1e-6)
+    np.testing.assert_allclose(slope(left), expected_slope, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        expected, np.asarray(left @ right.T)[np.asarray(op.rows), np.asarray(op.cols)], rtol=1e-5
+    )
+
+
+def test_memory_of_products_does_not_grow_with_the_rank():
+    rng = np.random.default_rng(0)
+    codes = np.sort(rng.choice(1000 * 2000, 4 * sampled_entries.FORWARD_BLOCK + 7, replace=False))
+    op, y = operators.SampledEntries.build(codes // 2000, codes % 2000, np.ones(len(codes), np.float32), (1000, 2000))
+    factors = [jnp.ones((n, 32)) for n in op.shape]
+    memory = jax.jit(op.forward).lower(*factors).compile().memory_analysis().temp_size_in_bytes
+    assert memory < 0.75 * 32 * y.nbytes
 
 
 def _skewed(seed=0, shape=(9, 7)):

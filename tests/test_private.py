@@ -10,7 +10,7 @@ from scipy.stats import chi2, norm
 
 import lrjax as lr
 from lrjax import private
-from lrjax.private import _noise
+from lrjax.private import noise
 
 KEY = jax.random.key(0)
 PARTS = ("columns", "rows", "core")
@@ -52,7 +52,7 @@ def test_delta_is_the_worst_excess_of_one_gaussian_over_another():
 
 def test_the_stretch_of_a_gaussian_map_is_an_upper_bound():
     for count, probability in ((10, 1e-6), (60, 1e-3), (400, 1e-9)):
-        stretch = _noise._stretch(count, probability)
+        stretch = noise._stretch(count, probability)
         assert chi2.sf(count * stretch, count) <= probability
         assert stretch < 1.5 * chi2.isf(probability, count) / count
 

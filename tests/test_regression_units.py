@@ -91,7 +91,7 @@ def test_columns_in_units_of_their_own(method):
     size = [1e9, 1.0]
     expected = np.linalg.lstsq(a / size, b.astype(float), rcond=None)[0]
     result = lstsq(a, b, KEY, method=method)
-    result.check()
+    result.check(require_convergence=True)
     assert int(result.rank) == 2
     assert float(result.condition) < 20
     found = np.asarray(result.x, float) * size
@@ -153,7 +153,7 @@ def test_ranks_are_numpys(kind, x64):
     assert int(result.rank) == rank == 3
     np.testing.assert_allclose(result.x, expected, rtol=1e-10)
     assert float(result.backward_error) < 1e-14
-    result.check()
+    result.check(require_convergence=True)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
@@ -162,7 +162,7 @@ def test_wide_problems(scale):
     expected = np.linalg.lstsq(A[:4], B[:4], rcond=None)[0]
     for sa, sb in ((scale, 1), (1, scale), (scale, scale)):
         result = lstsq(np.float32(sa) * a, np.float32(sb) * b, KEY)
-        result.check()
+        result.check(require_convergence=True)
         x = wide_float(result.x) * sa / sb
         np.testing.assert_allclose(x.astype(float), expected, rtol=1e-4)
         assert float(result.backward_error) < 1e-6
@@ -172,11 +172,11 @@ def test_wide_problems(scale):
 def test_regression_in_the_p_norm(p):
     a, b = A[:60].astype(np.float32), B[:60].astype(np.float32)
     base = lp_regression(a, b, p)
-    base.check()
+    base.check(require_convergence=True)
     for scale in (2.0**-100, 2.0**-70, 2.0**70, 2.0**100):
         for sa, sb in ((scale, 1), (1, scale), (scale, scale)):
             result = lp_regression(np.float32(sa) * a, np.float32(sb) * b, p)
-            result.check()
+            result.check(require_convergence=True)
             # Powers of two: to the last bit.
             np.testing.assert_array_equal(wide_float(result.x) * sa / sb, wide_float(base.x))
             np.testing.assert_array_equal(wide_float(result.objective) / sb, wide_float(base.objective))
@@ -194,7 +194,7 @@ def test_scores_blocks_and_the_ratio(scale):
     np.testing.assert_array_equal(sample.indices, RowSample.create(KEY, leverage.astype(np.float32), 50).indices)
     exact = np.linalg.lstsq(A, B, rcond=None)[0]
     result = lstsq_blocks((a, b), KEY, block_rows=120)
-    result.check()
+    result.check(require_convergence=True)
     np.testing.assert_allclose(result.x, exact, rtol=1e-4)
     np.testing.assert_allclose(result.residual_norm, scale * np.linalg.norm(B - A @ exact), rtol=1e-4)
     assert float(result.backward_error) < 1e-6
@@ -281,5 +281,5 @@ def test_sparse_matrices_scale_too():
     expected = np.linalg.lstsq(a.toarray().astype(float), B[:200], rcond=None)[0]
     for scale in (1.0, 1e-25, 1e25):
         result = lstsq(a * np.float32(scale), (scale * B[:200]).astype(np.float32), KEY)
-        result.check()
+        result.check(require_convergence=True)
         np.testing.assert_allclose(result.x, expected, rtol=1e-3, atol=1e-5)

@@ -41,7 +41,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import lrjax as lr
 from lrjax.linalg.rows import RowProblem
 from lrjax.linalg.sketched_rows import SketchedRows
-from lrjax.operators.coupled import arrange, coupling
+from lrjax.operators.coupling import arrange, coupling
 
 assert jax.device_count() == 8
 key = jax.random.key(0)

@@ -18,10 +18,10 @@ from lrjax.sketching import (
     SparseSignSketch,
     TensorSRHT,
     VerySparseSketch,
-    sketches,
     sparse,
     transforms,
 )
+from lrjax.sketching import dense as dense_sketches
 
 KINDS = SKETCHES
 TYPED = [GaussianSketch, PooledSketch]
@@ -31,7 +31,7 @@ both_kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name
 @pytest.fixture
 def small_blocks(monkeypatch):
     """A few columns at a time, so that small sketches have several blocks and a tail."""
-    monkeypatch.setattr(sketches, "_BLOCK_ENTRIES", 55)
+    monkeypatch.setattr(dense_sketches, "_BLOCK_ENTRIES", 55)
     monkeypatch.setattr(transforms, "_BLOCK_ENTRIES", 150)
 
 

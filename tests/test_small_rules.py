@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import lrjax as lr
-from lrjax import _rank, initial, losses, metrics, operators, status, step_sizes
+from lrjax import initial, losses, metrics, operators, status, step_sizes
+from lrjax.completion import rank_selection
 from lrjax.core.pytree import tree_isfinite
 from lrjax.linalg.krylov import conjugate_gradient
 from lrjax.problems.factors import best_rank
@@ -291,20 +292,20 @@ def test_descent_is_not_done_while_the_free_part_moves():
 
 
 def _chosen(losses):
-    return int(_rank._choose(jnp.asarray(losses, jnp.float32), jnp.float32(100), jnp.float32(0.05))[0])
+    return int(rank_selection._choose(jnp.asarray(losses, jnp.float32), jnp.float32(100), jnp.float32(0.05))[0])
 
 
 def test_the_smallest_rank_that_is_within_the_spread_of_the_best():
     rng = np.random.default_rng(0)
-    best = np.full(_rank.GROUPS, 1.0)
-    uneven = 0.4 * rng.permutation(np.repeat([-1.0, 1.0], _rank.GROUPS // 2))
+    best = np.full(rank_selection.GROUPS, 1.0)
+    uneven = 0.4 * rng.permutation(np.repeat([-1.0, 1.0], rank_selection.GROUPS // 2))
     # 2 above the best in all, beyond the tolerance: (1 + 0.05)^2 of 16 is 17.64.
-    above = best + 2 / _rank.GROUPS
+    above = best + 2 / rank_selection.GROUPS
     assert _chosen([above, best]) == 2  # evenly above it: no chance of the split
     # The sum over 16 groups of a difference that varies by 0.413 has a spread of 4 x 0.413 = 1.65, and of 2.07.
     assert _chosen([above + uneven, best]) == 2
     assert _chosen([above + 1.25 * uneven, best]) == 1
-    assert _chosen([best + 1.6 / _rank.GROUPS, best]) == 1  # within the tolerance
+    assert _chosen([best + 1.6 / rank_selection.GROUPS, best]) == 1  # within the tolerance
 
 
 # --- starts and projections ------------------------------------------------------------------------------------------

@@ -635,3 +635,22 @@ def test_lanes_share_what_they_share():
     ys, keys = jnp.stack([problem.y] * 16), jax.random.split(KEY, 16)
     memory = lanes.lower(problem.operator, ys, keys).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * problem.operator.rows.nbytes
+
+
+def _results(code):
+    """One result of each kind with that status; what else it holds does not matter."""
+    for cls in (lr.Solution, lr.LstsqResult, lr.sketching.LpResult, lr.RankProjectedResult, lr.SparseBayesianResult):
+        result = object.__new__(cls)
+        vars(result)["status"] = jnp.asarray(code, jnp.int32)
+        yield result
+
+
+def test_every_result_is_checked_alike():
+    for result in _results([status.CONVERGED, status.RUNNING]):
+        assert result.check() is result
+        assert result.converged.tolist() == [True, False]
+        with pytest.raises(status.SolveError, match=r"1 of 2 lanes \(lane 1\)"):
+            result.check(require_convergence=True)
+    for result in _results(status.NONFINITE):
+        with pytest.raises(status.SolveError, match=r"1 of 1 lanes .* finite"):
+            result.check()

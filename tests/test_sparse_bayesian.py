@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import lrjax as lr
-from lrjax import _sparse_bayesian as sbl
 from lrjax import status
+from lrjax.models import sparse_bayesian as sbl
 
 KEY = jax.random.key(0)
 

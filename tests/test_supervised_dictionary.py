@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import lrjax as lr
-from lrjax import _supervised_dictionary as sd
 from lrjax import status, testing
+from lrjax.models import supervised_dictionary as sd
 
 KEY = jax.random.key(0)
 FORMS = sd.FORMS

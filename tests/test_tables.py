@@ -13,9 +13,9 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from lrjax._delimited import Format, read_pairs
-from lrjax._results import check_directory, write_result
-from lrjax._tables import read_entries
+from lrjax.cli.delimited import Format, read_pairs
+from lrjax.cli.results import check_directory, write_result
+from lrjax.cli.tables import read_entries
 
 
 def written(tmp_path, text, name="entries.csv"):
@@ -558,7 +558,7 @@ def test_result_without_predictions(tmp_path):
 def test_reading_needs_no_scipy(tmp_path):
     scipy.sparse.save_npz(tmp_path / "a.npz", sparse())
     code = (
-        "import sys; from lrjax._tables import read_entries\n"
+        "import sys; from lrjax.cli.tables import read_entries\n"
         "read_entries(sys.argv[1]); assert 'scipy.sparse' not in sys.modules"
     )
     path = tmp_path / "a.npz"

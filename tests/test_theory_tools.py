@@ -7,6 +7,7 @@ import pytest
 
 import lrjax as lr
 from lrjax import diagnostics
+from lrjax.diagnostics import identifiability
 
 pytestmark = pytest.mark.computes
 KEY = jax.random.key(3)
@@ -66,7 +67,7 @@ def test_the_sign_rip_scale_is_that_of_the_gaussian_law(x64, fraction):
 def test_the_worst_direction_of_sign_rip_is_a_maximum(x64):
     operator = lr.operators.DenseEnsemble.gaussian(KEY, (5, 4), 60, dtype="float64")
     found = diagnostics.sign_rip(operator, KEY, rank=2, num_directions=1)
-    left, right = diagnostics._directions(operator, jax.random.split(KEY, 1)[0], 2, False)
+    left, right = identifiability._directions(operator, jax.random.split(KEY, 1)[0], 2, False)
     x = left @ right.T
     d = operator.adjoint(jnp.sign(operator.forward(left, right))) / 60 - found.scale[0] * x
     for key in jax.random.split(KEY, 200):
@@ -75,7 +76,7 @@ def test_the_worst_direction_of_sign_rip_is_a_maximum(x64):
 
 
 def test_symmetric_directions_are_symmetric():
-    left, right = diagnostics._directions(lr.operators.Identity(matrix_shape=(6, 6)), KEY, 3, True)
+    left, right = identifiability._directions(lr.operators.Identity(matrix_shape=(6, 6)), KEY, 3, True)
     x = np.asarray(left @ right.T)
     assert np.allclose(x, x.T, atol=1e-6)
     assert np.linalg.norm(x) == pytest.approx(1, rel=1e-5)

@@ -9,7 +9,8 @@ import pytest
 from cases import CASES, Case, pairs
 
 import lrjax as lr
-from lrjax import _solve, status
+from lrjax import status
+from lrjax.iteration import solve
 from lrjax.testing import check_solver
 
 KEY = jax.random.key(2)
@@ -79,10 +80,10 @@ def test_one_trace_serves_all_values(case: Case):
     problem = case.problem(case.home)
     solver = case.with_parameter(0.11)
     lr.solve(problem, solver, KEY, num_steps=2)
-    before = _solve._solve._cache_size()
+    before = solve._solve._cache_size()
     for value in (0.12, np.float64(0.13), jnp.float32(0.14)):
         lr.solve(problem, case.with_parameter(value), jax.random.key(7), num_steps=2)
-    assert _solve._solve._cache_size() == before
+    assert solve._solve._cache_size() == before
 
 
 @pytest.mark.parametrize("name", ["gd", "scaled_gd", "subgradient_symmetric", "altmin"])

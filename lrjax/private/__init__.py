@@ -7,10 +7,10 @@ Source: Upadhyay, arXiv 1604.01429, for private factorization by three sketches;
 Wang (2018) for the exact accounting of Gaussian noise; Chan, Shi and Song (2011) for the binary tree.
 """
 
-from lrjax.private._accounting import gaussian_delta, gaussian_noise
-from lrjax.private._noise import noise_deviations, perturbed_low_rank
-from lrjax.private._sketch import LowRankSketch
-from lrjax.private._tree import TreeRelease
+from lrjax.private.accounting import gaussian_delta, gaussian_noise
+from lrjax.private.noise import noise_deviations, perturbed_low_rank
+from lrjax.private.sketch import LowRankSketch
+from lrjax.private.tree import TreeRelease
 
 __all__ = [
     "LowRankSketch",

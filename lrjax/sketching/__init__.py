@@ -1,11 +1,17 @@
 """Random sketches and row samples, and regression and low-rank approximation by way of them."""
 
-from lrjax.sketching._low_rank import low_rank, rsvd
-from lrjax.sketching._lp_regression import LpResult, lp_regression
-from lrjax.sketching._sampled_matmul import sampled_matmul
-from lrjax.sketching.coordinatewise import coordinatewise_lstsq, coordinatewise_ratio, coordinatewise_sketch_size
+from lrjax.sketching.approximation import low_rank, rsvd
+from lrjax.sketching.dense import GaussianSketch, RademacherSketch
 from lrjax.sketching.dpp import projection_dpp, repeated_dpp, volume_rescaled_sample
-from lrjax.sketching.least_squares import LstsqResult, lstsq
+from lrjax.sketching.products import sampled_matmul
+from lrjax.sketching.regression.coordinatewise import (
+    coordinatewise_lstsq,
+    coordinatewise_ratio,
+    coordinatewise_sketch_size,
+)
+from lrjax.sketching.regression.least_squares import LstsqResult, lstsq
+from lrjax.sketching.regression.lp import LpResult, lp_regression
+from lrjax.sketching.regression.streaming import lstsq_blocks
 from lrjax.sketching.row_sampling import (
     RowSample,
     leverage_scores,
@@ -14,9 +20,7 @@ from lrjax.sketching.row_sampling import (
     mixed_scores,
     root_leverage_scores,
 )
-from lrjax.sketching.sketches import GaussianSketch, RademacherSketch
 from lrjax.sketching.sparse import CountSketch, SparseSignSketch, VerySparseSketch
-from lrjax.sketching.streaming import lstsq_blocks
 from lrjax.sketching.tensor import TensorSRHT
 from lrjax.sketching.transforms import SRDCT, SRHT, BlockSRHT, PooledSketch
 

@@ -28,7 +28,7 @@ from lrjax.core.units import power
 from lrjax.linalg import guarded
 from lrjax.linalg.rows import solve_rows
 from lrjax.linalg.scaling import column_exponents
-from lrjax.sketching._contract import as_columns, check_scores, shaped_like
+from lrjax.sketching.base import as_columns, check_scores, shaped_like
 from lrjax.sketching.sparse import SparseSignSketch
 
 _SENSITIVITY_ROWS = 4000

@@ -11,7 +11,7 @@ import numpy as np
 
 from lrjax.core.checks import check_count
 from lrjax.core.pytree import pytree
-from lrjax.sketching._contract import as_columns, check_sizes, shaped_like
+from lrjax.sketching.base import as_columns, check_sizes, shaped_like
 
 # Gathers that are summed at a time.
 _GATHERS = 8

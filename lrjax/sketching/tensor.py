@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lrjax.core.checks import as_array, check_count, check_key
 from lrjax.core.pytree import pytree
 from lrjax.linalg.hadamard import hadamard_transform
-from lrjax.sketching._contract import as_columns, shaped_like
+from lrjax.sketching.base import as_columns, shaped_like
 from lrjax.sketching.transforms import power_above, sign_rows, transformed
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lrjax.core.checks import check_count
 from lrjax.core.pytree import pytree
 from lrjax.linalg.hadamard import hadamard_transform
-from lrjax.sketching._contract import as_columns, check_dtype, check_sizes, over_column_blocks, shaped_like
+from lrjax.sketching.base import as_columns, check_dtype, check_sizes, over_column_blocks, shaped_like
 
 # Numbers that are transformed at a time.
 _BLOCK_ENTRIES = 2**22

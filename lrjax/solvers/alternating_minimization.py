@@ -18,7 +18,7 @@ from lrjax.linalg.sketched_rows import SketchedRows
 from lrjax.operators.sampled_entries import SampledEntries
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
+from lrjax.solvers import base
 from lrjax.step_sizes import measured_quantile
 
 STARTS = ("random", "spectral")
@@ -148,7 +148,7 @@ class AlternatingMinimization:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
+        base.check_rank(self, problem)
         check_choice("start", self.start, STARTS)
         check_choice("inner", self.inner, INNER)
         if self.inner_steps is not None:
@@ -212,7 +212,7 @@ class AlternatingMinimization:
         data = problem.operator.arrange(problem.observed(), problem.weights) if fixed_data else None
         # The product of a random start is zero: its right factor is still to be solved for.
         residual = -problem.observed() if damped else problem.residual(factors)
-        info = _common.describe(problem, residual)
+        info = base.describe(problem, residual)
         zero = 0 * info["objective"]
         return AltMinState(
             factors=factors,
@@ -303,9 +303,9 @@ class AlternatingMinimization:
         new, square = self._half(problem, state, right, left, key_left, transpose=True)
         factors = Factors(new, right)
         if square is not None and state.data is not None and self.update_error is None:
-            info = _common.describe_square(problem, square)
+            info = base.describe_square(problem, square)
         else:
-            info = _common.describe(problem, problem.residual(factors))
+            info = base.describe(problem, problem.residual(factors))
         change = new - left
         square_move = jnp.sum(change * change)
         move = jnp.where(square_move > 0, jnp.sqrt(jnp.where(square_move > 0, square_move, 1)), 0)
@@ -344,7 +344,7 @@ class AlternatingMinimization:
         return jnp.where(known, 1 + 0.9 * (best - 1), 1)
 
     def _code(self, before: jax.Array, after: jax.Array, damped: jax.Array, settled: jax.Array) -> jax.Array:
-        code = _common.exact_fit(before, after, self.tolerance)
+        code = base.exact_fit(before, after, self.tolerance)
         if self.fresh_fraction is not None or self.update_error is not None:
             return code
         # A half step minimises exactly, so where neither residual nor factors change the point is stationary. Under a

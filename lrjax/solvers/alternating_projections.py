@@ -14,7 +14,7 @@ from lrjax.core.units import Units
 from lrjax.linalg import guarded
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
+from lrjax.solvers import base
 from lrjax.step_sizes import measured_quantile
 
 # Residuals looked at to set the threshold: their 35 % quantile is then known to within 2 %.
@@ -136,7 +136,7 @@ class AlternatingProjections:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
+        base.check_rank(self, problem)
         op, (n1, n2) = problem.operator, problem.shape
         if not op.entrywise or op.num_measurements != n1 * n2:
             raise ValueError(
@@ -344,7 +344,7 @@ class AlternatingProjections:
         return new, self._code(state, new)
 
     def _code(self, old: ProjectionsState, new: ProjectionsState) -> jax.Array:
-        code = _common.exact_fit(old.info["clean_residual"], new.info["clean_residual"], self.tolerance)
+        code = base.exact_fit(old.info["clean_residual"], new.info["clean_residual"], self.tolerance)
         # A row most of which is flagged is not fitted, however well the others are.
         fitted = jnp.all(new.row_scale <= 1) & jnp.all(new.col_scale <= 1)
         code = jnp.where(fitted, code, status.RUNNING)

@@ -13,8 +13,8 @@ from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
-from lrjax.solvers._common import FirstOrderState
+from lrjax.solvers import base
+from lrjax.solvers.base import FirstOrderState
 
 
 @pytree
@@ -105,7 +105,7 @@ class BlindGainDescent:
 
     def _at(self, problem: Problem, factors: Factors) -> FirstOrderState:
         residual = problem.residual(factors)
-        return FirstOrderState(factors=factors, residual=residual, info=_common.describe(problem, residual))
+        return FirstOrderState(factors=factors, residual=residual, info=base.describe(problem, residual))
 
     def step(self, problem: Problem, state: FirstOrderState, key: jax.Array) -> tuple[FirstOrderState, jax.Array]:
         """One step; see `BlindGainDescent`."""
@@ -119,7 +119,7 @@ class BlindGainDescent:
         size_gains = _ratio(problem, state.residual, op.forward(down_gains, x))
         moved = Factors(self._project(gains - size_gains * down_gains), x - size_x * down_x)
         new = self._at(problem, moved)
-        return new, _common.exact_fit(state.info["residual"], new.info["residual"], self.tolerance)
+        return new, base.exact_fit(state.info["residual"], new.info["residual"], self.tolerance)
 
 
 def _within(basis: jax.Array | None, direction: jax.Array) -> jax.Array:

@@ -13,10 +13,10 @@ from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import counted_conjugate_gradient
-from lrjax.operators.coupled import arrange, coupling
+from lrjax.operators.coupling import arrange, coupling
 from lrjax.problems.factors import Factors, best_rank
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
+from lrjax.solvers import base
 from lrjax.step_sizes import measured_quantile
 
 # The weight alpha of the old product in the right-hand side: minimise ||A(U V'^T + U' V^T) - (y + alpha A(U V^T))||.
@@ -140,7 +140,7 @@ class GaussNewton:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
+        base.check_rank(self, problem)
         check_choice("variant", self.variant, tuple(ALPHA))
         if self.inner_steps is not None:
             check_count("inner_steps", self.inner_steps)
@@ -225,7 +225,7 @@ class GaussNewton:
         info = self._info(problem, answer, residual, state.scale, ridge, taken)
         before = state.info["residual"]
         better = misfit < before
-        code = _common.exact_fit(before, jnp.minimum(before, misfit), self.tolerance)
+        code = base.exact_fit(before, jnp.minimum(before, misfit), self.tolerance)
         of_step = ("ridge", "inner_steps")
         info = {
             name: value if name in of_step else jnp.where(better, value, state.info[name])
@@ -283,7 +283,7 @@ class GaussNewton:
         new = dataclasses.replace(new, point=Factors(answer.left * grow, answer.right * grow))
         before, after = state.info["clean_residual"], new.info["clean_residual"]
         # Down there surplus columns are still at the edge: rounding level is a little higher.
-        code = _common.exact_fit(before, after, float(1000 * eps) if self.tolerance is None else self.tolerance)
+        code = base.exact_fit(before, after, float(1000 * eps) if self.tolerance is None else self.tolerance)
         # Some rows may be right later than the bulk. The margin is what a sum of shares rounds by.
         growing = new.info["outlier_fraction"] < state.info["outlier_fraction"] - 4 * eps
         code = jnp.where(growing, status.RUNNING, code)
@@ -328,7 +328,7 @@ class GaussNewton:
         return Factors(initial.keep_columns(factors.left, mask), initial.keep_columns(factors.right, mask))
 
     def _info(self, problem, factors, residual, scale, ridge, taken):
-        info = _common.describe(problem, residual) | {"ridge": ridge, "inner_steps": taken.astype(ridge.dtype)}
+        info = base.describe(problem, residual) | {"ridge": ridge, "inner_steps": taken.astype(ridge.dtype)}
         if not _robust(problem):
             return info
         inside = problem.weighted((jnp.abs(residual) <= scale).astype(residual.dtype))

@@ -14,8 +14,8 @@ from lrjax.core.units import Units
 from lrjax.linalg import guarded
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
-from lrjax.solvers._common import FirstOrderState
+from lrjax.solvers import base
+from lrjax.solvers.base import FirstOrderState
 
 STARTS = ("small_random", "spectral")
 DEFAULT_STEP = 0.25
@@ -94,7 +94,7 @@ class GradientDescent:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
+        base.check_rank(self, problem)
         check_choice("start", self.start, STARTS)
         if self.optimizer is not None and self.step_size is not None:
             raise ValueError(f"step_size and optimizer exclude each other; got step_size={self.step_size!r}")
@@ -161,9 +161,7 @@ class GradientDescent:
 
     def _at(self, problem: Problem, factors: Factors, extra: _Extra) -> FirstOrderState:
         residual = problem.residual(factors)
-        return FirstOrderState(
-            factors=factors, residual=residual, info=_common.describe(problem, residual), extra=extra
-        )
+        return FirstOrderState(factors=factors, residual=residual, info=base.describe(problem, residual), extra=extra)
 
     def step(self, problem: Problem, state: FirstOrderState, key: jax.Array) -> tuple[FirstOrderState, jax.Array]:
         """One step, and the rebalancing once it is due."""
@@ -192,7 +190,7 @@ class GradientDescent:
         state_new = self._at(problem, new, extra)
         if self.rebalance:
             state_new = self._rebalance_once(state_new)
-        return state_new, _common.exact_fit(state.info["residual"], state_new.info["residual"], self.tolerance)
+        return state_new, base.exact_fit(state.info["residual"], state_new.info["residual"], self.tolerance)
 
     def _rebalance_once(self, state: FirstOrderState) -> FirstOrderState:
         due = ~state.extra.rebalanced & (state.info["residual"] <= self.rebalance_at)

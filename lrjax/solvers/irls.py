@@ -33,7 +33,7 @@ from lrjax.linalg.rows import eliminate
 from lrjax.linalg.svd import attach_derivative, truncated_svd
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
+from lrjax.solvers import base
 
 
 @pytree
@@ -123,7 +123,7 @@ class IRLS:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
+        base.check_rank(self, problem)
         if self.max_rank >= min(problem.shape):
             raise ValueError(
                 f"IRLS needs max_rank below min(shape) = {min(problem.shape)}, since the next singular value sets its "
@@ -163,7 +163,7 @@ class IRLS:
         if factors is None:
             root = jnp.sqrt(jnp.where(values > 0, values, 1)) * (values > 0).astype(values.dtype)
             factors = Factors(left * root[None, :], right * root[None, :])
-        info = _common.describe(problem, problem.residual(factors))
+        info = base.describe(problem, problem.residual(factors))
         info |= {"epsilon": epsilon, "inner_steps": inner}
         return IRLSState(factors=factors, left=left, values=values, right=right, epsilon=epsilon, info=info)
 
@@ -257,7 +257,7 @@ class IRLS:
 
     def _code(self, old: IRLSState, new: IRLSState) -> jax.Array:
         before, after = old.info["residual"], new.info["residual"]
-        code = _common.exact_fit(before, after, self.tolerance)
+        code = base.exact_fit(before, after, self.tolerance)
         still = jnp.abs(before - after) <= 16 * jnp.finfo(after.dtype).eps * after
         met = self.tolerance is None
         return jnp.where(still & (code == status.RUNNING), status.CONVERGED if met else status.STALLED, code)

@@ -10,8 +10,8 @@ from lrjax.core.units import Units
 from lrjax.losses import Squared
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
-from lrjax.solvers._common import FirstOrderState
+from lrjax.solvers import base
+from lrjax.solvers.base import FirstOrderState
 
 DAMPINGS = ("residual", "fixed", "none")
 FIXED_STEP = 0.5
@@ -75,8 +75,8 @@ class ScaledGradientDescent:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
-        _common.require_squared_or_smooth("ScaledGradientDescent", problem)
+        base.check_rank(self, problem)
+        base.require_squared_or_smooth("ScaledGradientDescent", problem)
         check_choice("damping_rule", self.damping_rule, DAMPINGS)
         check_range("step_size", self.step_size, low=0, open_low=True)
         check_range("damping", self.damping, low=0)
@@ -101,9 +101,7 @@ class ScaledGradientDescent:
 
     def _at(self, problem: Problem, factors: Factors, extra: _Extra) -> FirstOrderState:
         residual = problem.residual(factors)
-        return FirstOrderState(
-            factors=factors, residual=residual, info=_common.describe(problem, residual), extra=extra
-        )
+        return FirstOrderState(factors=factors, residual=residual, info=base.describe(problem, residual), extra=extra)
 
     def _damping(self, problem: Problem, state: FirstOrderState) -> jax.Array:
         if self.damping_rule == "residual":
@@ -115,7 +113,7 @@ class ScaledGradientDescent:
 
     def _precondition(self, gradient: jax.Array, other: jax.Array, damping: jax.Array, after=None) -> jax.Array:
         mask = initial.column_mask(self.max_rank, self.rank, other.dtype)
-        return _common.precondition(gradient, other, damping, mask, after=after)
+        return base.precondition(gradient, other, damping, mask, after=after)
 
     def step(self, problem: Problem, state: FirstOrderState, key: jax.Array) -> tuple[FirstOrderState, jax.Array]:
         """One preconditioned step."""
@@ -134,7 +132,7 @@ class ScaledGradientDescent:
         size = self._size(problem, state, direction)
         new = Factors(factors.left - size * direction.left, factors.right - size * direction.right)
         new_state = self._at(problem, new, state.extra)
-        return new_state, _common.exact_fit(state.info["residual"], new_state.info["residual"], self.tolerance)
+        return new_state, base.exact_fit(state.info["residual"], new_state.info["residual"], self.tolerance)
 
     def _size(self, problem: Problem, state: FirstOrderState, direction: Factors) -> jax.Array | float:
         if self.step_size is not None:

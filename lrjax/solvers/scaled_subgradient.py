@@ -11,8 +11,8 @@ from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import Units
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
-from lrjax.solvers._common import FirstOrderState
+from lrjax.solvers import base
+from lrjax.solvers.base import FirstOrderState
 
 QUANTILE = 0.35
 # The 35 % quantile of |N(0, 1)|.
@@ -77,9 +77,9 @@ class ScaledSubgradient:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
-        _common.require_absolute("ScaledSubgradient", problem)
-        _common.check_step_rule(self.step_size)
+        base.check_rank(self, problem)
+        base.require_absolute("ScaledSubgradient", problem)
+        base.check_step_rule(self.step_size)
         check_range("damping", self.damping, low=0)
         check_range("tolerance", self.tolerance, low=0)
 
@@ -91,7 +91,7 @@ class ScaledSubgradient:
 
     def in_units(self, units: Units) -> "ScaledSubgradient | None":
         """Polyak's optimum in units of the data; the rest is relative to them."""
-        rule, known = _common.rule_in_units(self.step_size, units, relative=True)
+        rule, known = base.rule_in_units(self.step_size, units, relative=True)
         return replace(self, step_size=rule) if known else None
 
     def info_units(self, units: Units) -> dict[str, tuple[jax.Array, ...]]:
@@ -121,7 +121,7 @@ class ScaledSubgradient:
 
     def _at(self, problem: Problem, factors: Factors, extra: _Extra, size: jax.Array) -> FirstOrderState:
         residual = problem.residual(factors)
-        info = {**_common.describe(problem, residual), "step_size": size}
+        info = {**base.describe(problem, residual), "step_size": size}
         return FirstOrderState(factors=factors, residual=residual, info=info, extra=extra)
 
     def step(self, problem: Problem, state: FirstOrderState, key: jax.Array) -> tuple[FirstOrderState, jax.Array]:
@@ -135,12 +135,12 @@ class ScaledSubgradient:
         mask = initial.column_mask(self.max_rank, self.rank, z.dtype)
         if self.symmetric:
             to_left = to_right = problem.operator.symmetric_adjoint_matmul(z, factors.left) / 2
-            left = right = _common.precondition(to_left, factors.left, damping, mask)
+            left = right = base.precondition(to_left, factors.left, damping, mask)
         else:
             to_left = problem.operator.adjoint_matmul(z, factors.right)
             to_right = problem.operator.adjoint_rmatmul(z, factors.left)
-            left = _common.precondition(to_left, factors.right, damping, mask)
-            right = _common.precondition(to_right, factors.left, damping, mask, after=left)
+            left = base.precondition(to_left, factors.right, damping, mask)
+            right = base.precondition(to_right, factors.left, damping, mask, after=left)
         size = self._rule(problem).size(
             step_sizes.Observation(
                 step=extra.step,

@@ -12,8 +12,8 @@ from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
-from lrjax.solvers._common import FirstOrderState
+from lrjax.solvers import base
+from lrjax.solvers.base import FirstOrderState
 
 
 @pytree
@@ -59,8 +59,8 @@ class SingularValueProjection:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
-        _common.require_squared_or_smooth("SingularValueProjection", problem)
+        base.check_rank(self, problem)
+        base.require_squared_or_smooth("SingularValueProjection", problem)
         check_count("power_steps", self.power_steps)
         check_range("step_size", self.step_size, low=0, open_low=True)
         check_range("tolerance", self.tolerance, low=0)
@@ -81,7 +81,7 @@ class SingularValueProjection:
 
     def _at(self, problem: Problem, factors: Factors, gain: jax.Array) -> FirstOrderState:
         residual = problem.residual(factors)
-        return FirstOrderState(factors=factors, residual=residual, info=_common.describe(problem, residual), extra=gain)
+        return FirstOrderState(factors=factors, residual=residual, info=base.describe(problem, residual), extra=gain)
 
     def step(self, problem: Problem, state: FirstOrderState, key: jax.Array) -> tuple[FirstOrderState, jax.Array]:
         """One step; see `SingularValueProjection`."""
@@ -103,4 +103,4 @@ class SingularValueProjection:
             v = initial.orthonormal(back, mask)
             moved = matmul(left, matmul(basis.T, v)) - size * op.adjoint_matmul(z, v)
         new = self._at(problem, Factors(initial.keep_columns(moved, mask), v), state.extra)
-        return new, _common.exact_fit(state.info["residual"], new.info["residual"], self.tolerance)
+        return new, base.exact_fit(state.info["residual"], new.info["residual"], self.tolerance)

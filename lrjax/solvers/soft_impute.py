@@ -14,7 +14,7 @@ from lrjax.core.units import Units
 from lrjax.linalg import guarded
 from lrjax.problems.factors import Factors, difference_norm
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
+from lrjax.solvers import base
 
 
 @pytree
@@ -103,8 +103,8 @@ class SoftImpute:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
-        _common.require_squared_or_smooth("SoftImpute", problem)
+        base.check_rank(self, problem)
+        base.require_squared_or_smooth("SoftImpute", problem)
         check_count("power_steps", self.power_steps)
         check_range("penalty", self.penalty, low=0, high=1 if self.relative else None)
         check_range("decay", self.decay, low=0, high=1 - 1e-6)
@@ -176,7 +176,7 @@ class SoftImpute:
         return jax.lax.stop_gradient(1.05 * jax.lax.scan(power, x, None, length=30)[1][-1])
 
     def _info(self, problem, residual, nuclear, penalty, used) -> dict[str, jax.Array]:
-        info = _common.describe(problem, residual)
+        info = base.describe(problem, residual)
         penalized = info["objective"] + penalty * nuclear
         return {**info, "nuclear_norm": nuclear, "penalty": penalty, "penalized": penalized, "rank": used}
 

@@ -11,8 +11,8 @@ from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import Units
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
-from lrjax.solvers._common import FirstOrderState
+from lrjax.solvers import base
+from lrjax.solvers.base import FirstOrderState
 
 # Eigenvalues of the start above this multiple of the noise edge count as signal.
 CLEAR_OF_NOISE = 1.2
@@ -90,12 +90,12 @@ class SubgradientMethod:
 
     def check(self, problem: Problem) -> None:
         """Raises a `ValueError` that names the bad setting."""
-        _common.check_rank(self, problem)
-        _common.require_absolute("SubgradientMethod", problem)
+        base.check_rank(self, problem)
+        base.require_absolute("SubgradientMethod", problem)
         check_range("initial_scale", self.initial_scale, low=0, open_low=True)
         check_range("hidden_scale", self.hidden_scale, low=0, high=1)
         check_range("tolerance", self.tolerance, low=0)
-        _common.check_step_rule(self.step_size)
+        base.check_step_rule(self.step_size)
 
     def _rule(self, problem: Problem) -> Any:
         if self.step_size is None:
@@ -111,7 +111,7 @@ class SubgradientMethod:
 
     def in_units(self, units: Units) -> "SubgradientMethod | None":
         """Start and step rule, if they are absolute, and Polyak's optimum in units of the data."""
-        rule, known = _common.rule_in_units(self.step_size, units, relative=self.relative)
+        rule, known = base.rule_in_units(self.step_size, units, relative=self.relative)
         if not known:
             return None
         if self.relative or self.initial_scale is None:
@@ -161,7 +161,7 @@ class SubgradientMethod:
 
     def _at(self, problem: Problem, factors: Factors, extra: _Extra, size: jax.Array) -> FirstOrderState:
         residual = problem.residual(factors)
-        info = {**_common.describe(problem, residual), "step_size": size}
+        info = {**base.describe(problem, residual), "step_size": size}
         return FirstOrderState(factors=factors, residual=residual, info=info, extra=extra)
 
     def step(self, problem: Problem, state: FirstOrderState, key: jax.Array) -> tuple[FirstOrderState, jax.Array]:

@@ -6,13 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax import loop, status
+from lrjax import status
 from lrjax.core.checks import check_count, check_range
 from lrjax.core.pytree import pytree, replace, tree_where
 from lrjax.core.units import Units
+from lrjax.iteration import loop
+from lrjax.iteration.protocol import check_solver_like, in_units, member
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
-from lrjax.solvers import _common
+from lrjax.solvers import base
 
 
 @pytree
@@ -33,10 +35,8 @@ class WrappedState:
 
 
 def _check_inner(problem: Problem, solver: Any) -> None:
-    if not callable(getattr(solver, "step", None)) or isinstance(solver, type):
-        raise ValueError(f"solver must be a solver instance with init and step; got {solver!r}")
-    if hasattr(solver, "check"):
-        solver.check(problem)
+    check_solver_like("solver", solver)
+    member(solver, "check")(problem)
 
 
 @pytree
@@ -60,7 +60,7 @@ class BestSoFar:
 
     def in_units(self, units: Units) -> "BestSoFar | None":
         """The inner solver in those units, if it knows them."""
-        inner = _common.in_units(self.solver, units)
+        inner = in_units(self.solver, units)
         return None if inner is None else replace(self, solver=inner)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> WrappedState:
@@ -103,13 +103,13 @@ class Averaged:
 
     def in_units(self, units: Units) -> "Averaged | None":
         """The inner solver in those units, if it knows them."""
-        inner = _common.in_units(self.solver, units)
+        inner = in_units(self.solver, units)
         return None if inner is None else replace(self, solver=inner)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> WrappedState:
         """The inner start."""
         inner = self.solver.init(problem, key, factors)
-        info = _common.describe(problem, problem.residual(inner.factors))
+        info = base.describe(problem, problem.residual(inner.factors))
         return WrappedState(factors=inner.factors, info=info, inner=inner)
 
     def step(self, problem: Problem, state: WrappedState, key: jax.Array) -> tuple[WrappedState, jax.Array]:
@@ -117,7 +117,7 @@ class Averaged:
         inner, code = self.solver.step(problem, state.inner, key)
         blend = lambda old, new: self.decay * old + (1 - self.decay) * new
         factors = jax.tree.map(blend, state.factors, inner.factors)
-        info = _common.describe(problem, problem.residual(factors))
+        info = base.describe(problem, problem.residual(factors))
         return WrappedState(factors=factors, info=info, inner=inner), code
 
 
@@ -148,7 +148,7 @@ class Restarted:
 
     def in_units(self, units: Units) -> "Restarted | None":
         """The inner solver in those units, if it knows them."""
-        inner = _common.in_units(self.solver, units)
+        inner = in_units(self.solver, units)
         return None if inner is None else replace(self, solver=inner)
 
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> WrappedState:

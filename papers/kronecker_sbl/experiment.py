@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 import lrjax as lr
-from lrjax import _sparse_bayesian as sbl
+from lrjax.models import sparse_bayesian as sbl
 from papers import common
 
 TITLE = "He and Joseph, Bayesian Algorithms for Kronecker-structured Sparse Vector Recovery, arXiv 2307.14719"

@@ -16,8 +16,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 import lrjax as lr
-from lrjax import _tables
-from lrjax.__main__ import main
+from lrjax.cli import tables
+from lrjax.cli.main import main
 
 from .core import KEY, TARGETS, Target
 
@@ -149,7 +149,7 @@ def _read(file: File) -> Any:
     try:
         path = folder / file.name()
         path.write_bytes(file.content())
-        table = _tables.read_entries(path)
+        table = tables.read_entries(path)
         return {
             "entries": sorted(
                 (str(table.row_ids[i]), str(table.col_ids[j]), float(v))

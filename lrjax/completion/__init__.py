@@ -1,0 +1,1 @@
+"""Entries of a matrix in; factors, predictions, their spread and the rank out."""

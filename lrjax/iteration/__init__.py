@@ -1,0 +1,1 @@
+"""How any solver is started, run and recorded."""

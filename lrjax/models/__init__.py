@@ -1,0 +1,1 @@
+"""Models beyond one low-rank matrix, solved by the same parts."""

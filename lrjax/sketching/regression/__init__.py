@@ -1,0 +1,1 @@
+"""Least squares and l_p regression: `min ||a x - b||`."""
