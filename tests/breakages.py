@@ -248,7 +248,7 @@ _TABLE = [
     ("cli/tables.py", "rows.append(row - 1)", "rows.append(row)", "tables", "matrix_market"),
     ("completion/ensemble.py", "(jax.random.uniform(key_keep, values.shape) >= drop)",
      "(jax.random.uniform(key_keep, values.shape) < drop)", "ensemble", "spread or hidden"),
-    ("core/checks.py", "or count < minimum", "or count <= minimum", "doors", "unusual or refused"),
+    ("core/checks.py", "or count < minimum", "or count <= minimum", "validation", "unusual or refused"),
     # --- units, ridges, statuses, derivatives ---
     ("linalg/rows.py", "< columns) & (ridge == 0)", "< columns)", "statuses", "a_ridge_is"),
     ("iteration/solve.py", "RISE * most)", "1e30 * most)", "statuses", "large_rise"),
@@ -267,9 +267,9 @@ _TABLE = [
      "gains", "calibration_is_dense"),
     ("models/sparse_bayesian.py", "misfit = jnp.sum((noise * inverse) ** 2 * _square(turned))",
      "misfit = jnp.sum(noise * inverse * _square(turned))", "sparse_bayesian", "dense_formula"),
-    ("models/state_space.py", "found = lstsq(inputs[:, ::-1]", "found = lstsq(inputs[:, :]", "ho_kalman",
+    ("models/state_space.py", "found = lstsq(inputs[:, ::-1]", "found = lstsq(inputs[:, :]", "state_space",
      "markov_parameters"),
-    ("models/state_space.py", "b=root[:, None] * v[:m].T", "b=v[:m].T", "ho_kalman", "without_noise"),
+    ("models/state_space.py", "b=root[:, None] * v[:m].T", "b=v[:m].T", "state_space", "without_noise"),
     ("models/supervised_dictionary.py", "+ 0.5 * data.ridge * ridge", "+ data.ridge * ridge", "supervised_dictionary",
      "published"),
     ("models/rank_projected.py", "steps.append(norm(after - before)", "steps.append(norm(0 * after)",
@@ -303,7 +303,8 @@ BREAKAGES = [Breakage(f"lrjax/{file}", *rest) for file, *rest in _TABLE]
 
 
 def command(one: Breakage) -> list[str]:
-    files = [f"tests/test_{name.strip()}.py" for name in one.tests.split(" or ")]
+    names = [f"test_{name.strip()}.py" for name in one.tests.split(" or ")]
+    files = [str(path.relative_to(ROOT)) for name in names for path in (ROOT / "tests").rglob(name)]
     words = ["-k", one.words] if one.words else []
     return [
         sys.executable,

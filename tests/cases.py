@@ -258,7 +258,7 @@ def pairs(slow: Callable[[Case, str], bool] = lambda case, operator: False) -> l
     ]
 
 
-# Sketches of `tests/test_sketching.py`: contract, transforms and laws. A new one is a line here.
+# Sketches of `tests/sketching/test_sketching.py`: contract, transforms and laws. A new one is a line here.
 SKETCHES = [
     lr.sketching.GaussianSketch,
     lr.sketching.RademacherSketch,
@@ -271,7 +271,8 @@ SKETCHES = [
     lr.sketching.PooledSketch,
 ]
 
-# Methods of `lstsq` in `tests/test_least_squares.py`: jit, vmap, derivatives, dtype. Shape of the problem, and options.
+# Methods of `lstsq` in `tests/sketching/regression/test_least_squares.py`: jit, vmap, derivatives, dtype. Shape of the
+# problem, and options.
 LEAST_SQUARES = {
     "tall": ((60, 7), {}),
     "wide": ((7, 30), {}),

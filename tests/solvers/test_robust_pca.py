@@ -11,7 +11,7 @@ import pytest
 import lrjax as lr
 from lrjax import operators, status, synthetic
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from _baselines import inexact_alm
 
 KEY = jax.random.key(0)
