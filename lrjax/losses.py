@@ -11,12 +11,40 @@ loss of residuals divided by `unit`: `value(r) = unit^degree in_units(unit).valu
 given the data as they are.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from lrjax.core.pytree import positional_pytree
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """What a loss must have. All three are elementwise."""
+
+    def value(self, r: jax.Array) -> jax.Array:
+        """The loss of residuals `r`."""
+        ...
+
+    def gradient(self, r: jax.Array) -> jax.Array:
+        """Its slope, a subgradient at a kink."""
+        ...
+
+    def reweight(self, r: jax.Array, floor: Any) -> jax.Array:
+        """`gradient(r) / r`, with residuals below `floor` taken as that."""
+        ...
+
+
+@runtime_checkable
+class LossWithUnits(Loss, Protocol):
+    """A loss that says how it depends on the units of the residual."""
+
+    degree: Any
+
+    def in_units(self, unit: jax.Array) -> "Loss":
+        """The same loss of residuals divided by `unit`, and by `unit^degree`."""
+        ...
 
 
 @positional_pytree

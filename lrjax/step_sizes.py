@@ -6,7 +6,7 @@ units that `SubgradientMethod` documents. `in_units(unit, relative=...)` is the 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,33 @@ class Observation(NamedTuple):
     unit: jax.Array
     objective: jax.Array
     slope: jax.Array
+
+
+@runtime_checkable
+class StepRule(Protocol):
+    """What a rule must have."""
+
+    def reference(self, y: jax.Array, weights: jax.Array | None) -> jax.Array:
+        """What later steps are compared with, computed once."""
+        ...
+
+    def size(self, seen: Observation) -> jax.Array:
+        """The step."""
+        ...
+
+
+@runtime_checkable
+class StepRuleWithUnits(StepRule, Protocol):
+    """A rule that can be stated for residuals in other units."""
+
+    def in_units(self, unit: jax.Array, *, relative: bool) -> Any:
+        """The rule for residuals divided by `unit`."""
+        ...
+
+
+def as_rule(step_size: Any) -> StepRule:
+    """A rule as it is, and a number as the constant rule."""
+    return step_size if isinstance(step_size, StepRule) else Constant(value=step_size)
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lrjax.core.checks import float_dtype
 from lrjax.iteration.solve import solve
+from lrjax.losses import LossWithUnits
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
 
@@ -178,7 +179,7 @@ def check_loss(loss: Any, *, smooth: bool = True, scale: float = 1.0, dtype: Any
         slope = np.diff(gradient) / np.diff(r)
         slack = 8 * eps * np.maximum(np.abs(gradient[1:]), np.abs(gradient[:-1])) / np.diff(r)
         hold(np.abs(slope) <= 1.001 + slack, r[1:], f"the curvature exceeds one ({np.abs(slope).max():.3g} at most)")
-    if callable(getattr(loss, "in_units", None)):
+    if isinstance(loss, LossWithUnits):
         unit = np.asarray(4, dtype)
         inside = np.asarray(loss.in_units(jnp.asarray(unit)).value(jnp.asarray(r.astype(dtype) / unit)), np.float64)
         hold(np.isclose(value, 4.0**loss.degree * inside, rtol=1e-4), r, "in_units is another loss")

@@ -17,6 +17,7 @@ from lrjax.core.pytree import pytree
 from lrjax.linalg.guarded import cholesky
 from lrjax.linalg.rows import masked_gram
 from lrjax.linalg.segments import Segments, pad_one, take
+from lrjax.operators.sampled_entries import SampledEntries
 
 
 def _inverse_roots(gram: jax.Array) -> jax.Array:
@@ -178,7 +179,7 @@ def _eye(k: int, ridge: jax.Array) -> jax.Array:
 
 def arrange(op: Any) -> tuple[Chunks, Chunks] | None:
     """What a coupling of `op` reads that is the same at every point: computed once per solve."""
-    if not hasattr(op, "by_row"):
+    if not isinstance(op, SampledEntries):
         return None
     m = op.num_measurements
     (index_row, slots_row, rows), (index_col, slots_col, cols) = _used(op.by_row), _used(op.by_col)

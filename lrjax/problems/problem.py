@@ -36,7 +36,7 @@ class Problem:
     operator: Any
     y: jax.Array
     weights: jax.Array | None = None
-    loss: Any = losses.Squared()
+    loss: losses.Loss = losses.Squared()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -113,14 +113,16 @@ class Problem:
         """
         loss, weights, dtype = self.loss, self.weights, self.y.dtype
         factor = weight = jnp.ones((), dtype)
-        if knows := callable(getattr(loss, "in_units", None)):
+        degree = 0
+        if isinstance(loss, losses.LossWithUnits):
+            degree = loss.degree
             factor = power(exponent(self.observed()) // 2, dtype)
             loss = loss.in_units(factor * factor)
         if weights is not None:
             weight = unit_of(weights)
             weights = weights / weight
-        y = self.y / factor / factor if knows else self.y
-        units = Units(factor=factor, weight=weight, degree=loss.degree if knows else 0)
+        y = self.y / factor / factor if degree else self.y
+        units = Units(factor=factor, weight=weight, degree=degree)
         return Problem(self.operator, y, weights, loss), units
 
     def check(self) -> None:
@@ -144,13 +146,13 @@ class Problem:
             own = getattr(leaf, "dtype", dtype)
             if jnp.issubdtype(own, jnp.floating) and own != dtype:
                 raise ValueError(f"operator and y must share one dtype; the operator holds {own}, y is {dtype}")
-        for name in ("value", "gradient", "reweight"):
-            if isinstance(self.loss, type) or not callable(getattr(self.loss, name, None)):
-                raise ValueError(
-                    "loss must be one of lrjax.losses (Squared(), Absolute(), Huber(delta)) or an object with value, "
-                    f"gradient and reweight; got {self.loss!r}"
-                )
-        check_range("loss.delta", getattr(self.loss, "delta", None), low=0, open_low=True)
+        if isinstance(self.loss, type) or not isinstance(self.loss, losses.Loss):
+            raise ValueError(
+                "loss must be one of lrjax.losses (Squared(), Absolute(), Huber(delta)) or an object with value, "
+                f"gradient and reweight; got {self.loss!r}"
+            )
+        if isinstance(self.loss, losses.Huber):
+            check_range("loss.delta", self.loss.delta, low=0, open_low=True)
         if self.weights is not None:
             check_real("weights", self.weights)
             if jnp.shape(self.weights) != (m,):

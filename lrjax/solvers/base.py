@@ -15,6 +15,7 @@ from lrjax.iteration.protocol import member
 from lrjax.linalg import guarded
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
+from lrjax.step_sizes import StepRule, StepRuleWithUnits
 
 
 def check_rank(solver: Any, problem: Problem) -> None:
@@ -33,11 +34,9 @@ def check_rank(solver: Any, problem: Problem) -> None:
 
 def rule_in_units(rule: Any, units: Units, *, relative: bool) -> tuple[Any, bool]:
     """A step rule, or `None` or a number, in those units, and whether it knows them."""
-    if not hasattr(rule, "reference"):
-        return rule, True
-    if not callable(getattr(rule, "in_units", None)):
-        return rule, False
-    return rule.in_units(units.measurement, relative=relative), True
+    if isinstance(rule, StepRuleWithUnits):
+        return rule.in_units(units.measurement, relative=relative), True
+    return rule, not isinstance(rule, StepRule)
 
 
 def exact_fit(before: jax.Array, after: jax.Array, tolerance: float | jax.Array | None) -> jax.Array:
@@ -111,13 +110,12 @@ def check_step_rule(rule: Any) -> None:
     """Raises a `ValueError` unless `rule` is `None`, a positive number or a rule of `lrjax.step_sizes`."""
     if isinstance(rule, (type, str, bytes)) or np.ndim(rule) != 0:
         raise ValueError(f"step_size must be a rule of lrjax.step_sizes or a number; got {rule!r}")
-    # An array, even of one number, has a `size` too, but no `reference`.
-    if hasattr(rule, "reference"):
-        for name in ("value", "decay", "quantile", "power", "optimum"):
-            high = 1 if name in ("decay", "quantile") else None
-            check_range(f"step_size.{name}", getattr(rule, name, None), low=0, high=high)
-    else:
+    if not isinstance(rule, StepRule):
         check_range("step_size", rule, low=0, open_low=True)
+        return
+    for name, value in vars(rule).items():
+        if name in ("value", "decay", "quantile", "power", "optimum"):
+            check_range(f"step_size.{name}", value, low=0, high=1 if name in ("decay", "quantile") else None)
 
 
 def require_absolute(solver: str, problem: Problem) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lrjax import initial
+from lrjax import initial, losses
 from lrjax.core.checks import check_choice, check_range
 from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree, replace
@@ -167,7 +167,9 @@ class GradientDescent:
         """One step, and the rebalancing once it is due."""
         factors, extra = state.factors, state.extra
         # The gradient of the absolute loss has no units: a step of its own size is relative already.
-        unit = extra.unit if getattr(problem.loss, "degree", 2) == 2 else jnp.ones_like(extra.unit)
+        loss = problem.loss
+        alike = not isinstance(loss, losses.LossWithUnits) or loss.degree == 2
+        unit = extra.unit if alike else jnp.ones_like(extra.unit)
         z = problem.weighted(problem.loss.gradient(state.residual)) / (extra.gain * unit)
         if self.symmetric:
             gradient = problem.operator.symmetric_adjoint_matmul(z, factors.left) / 2

@@ -87,7 +87,7 @@ class ScaledSubgradient:
         if self.step_size is None:
             entrywise = problem.operator.entrywise
             return step_sizes.Geometric(value=1.0, decay=0.95) if entrywise else step_sizes.ResidualQuantile(value=1.5)
-        return self.step_size if hasattr(self.step_size, "reference") else step_sizes.Constant(value=self.step_size)
+        return step_sizes.as_rule(self.step_size)
 
     def in_units(self, units: Units) -> "ScaledSubgradient | None":
         """Polyak's optimum in units of the data; the rest is relative to them."""

@@ -100,7 +100,7 @@ class SubgradientMethod:
     def _rule(self, problem: Problem) -> Any:
         if self.step_size is None:
             return step_sizes.Geometric(decay=0.98) if problem.operator.entrywise else step_sizes.ResidualQuantile()
-        return self.step_size if hasattr(self.step_size, "reference") else step_sizes.Constant(value=self.step_size)
+        return step_sizes.as_rule(self.step_size)
 
     def _scales(self, problem: Problem) -> tuple[jax.Array, jax.Array]:
         """Scales of the clear directions, and of the hidden ones relative to them."""

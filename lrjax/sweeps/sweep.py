@@ -78,8 +78,8 @@ def sweep(
         progress: a bar on standard error if the sweep takes longer than two seconds.
 
     Returns:
-        An `xarray.Dataset`: `table["error"].sel(rank=3).mean("trial")` is a number. Each output has one dimension for
-        each axis, in the order of `grid`, then `trial`, then its own. `attrs` has the settings, versions and key
+        An `xarray.Dataset`, in which `table["error"].sel(rank=3).mean("trial")` is a number. Each output has one
+        dimension for each axis, in the order of `grid`, then `trial`, then its own. `attrs` has the settings, versions and key
         (`"plan"`), `"num_compiles"`, `"compile_seconds"`, `"num_nonfinite"` by output, `"batch_sizes"` and `"seconds"`,
         all included.
 
