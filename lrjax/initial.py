@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.draws import drawn
+from lrjax.core.numerics import or_one, safe_divide
 from lrjax.core.pytree import program
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import truncated_svd
@@ -67,7 +68,7 @@ def gain(problem: Problem, key: jax.Array, *, symmetric: bool, probes: int = 4) 
         return jnp.sum(problem.weighted(image * image))
 
     mean = jnp.mean(jax.lax.map(energy, (left, right))) / (float(n1) * n2)
-    return jax.lax.stop_gradient(jnp.where(mean > 0, mean, 1))
+    return jax.lax.stop_gradient(or_one(mean))
 
 
 @program("max_rank", "symmetric", "trim")
@@ -108,7 +109,7 @@ def spectral(
     fit = jnp.sum(problem.weighted(image * problem.observed()))
     energy = jnp.sum(problem.weighted(image * image))
     # The best multiple corrects for gain and for the sampling rate, whatever the operator's normalisation.
-    scale = jnp.sqrt(jnp.where((fit > 0) & (energy > 0), fit / jnp.where(energy > 0, energy, 1), 1))
+    scale = jnp.sqrt(jnp.where((fit > 0) & (energy > 0), safe_divide(fit, energy), 1))
     return jax.lax.stop_gradient(Factors(start.left * scale, start.right * scale))
 
 
@@ -223,7 +224,7 @@ def truncated_spectral(
     start = spectral(trimmed, max_rank, key, rank=rank, symmetric=symmetric)
     image = jnp.abs(problem.operator.forward(start.left, start.right))
     reached = measured_quantile(image, weights, 0.35)
-    scale = jnp.sqrt(typical / jnp.where(reached > 0, reached, 1))
+    scale = jnp.sqrt(safe_divide(typical, reached))
     scale = jnp.where(reached > 0, scale, 1)
     return jax.lax.stop_gradient(Factors(start.left * scale, start.right * scale))
 

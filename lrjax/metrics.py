@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import as_array, single_or_double
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one
 from lrjax.core.units import root, unit_of
 from lrjax.linalg import guarded
 from lrjax.problems.factors import Factors
@@ -105,7 +105,7 @@ def _scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     square = jnp.sum(jnp.abs(estimate) ** 2)
     # `vdot` conjugates the first argument.
     product = jnp.vdot(estimate, truth, precision="highest")
-    factor = product / jnp.where(square > 0, square, 1).astype(product.dtype)
+    factor = product / or_one(square).astype(product.dtype)
     # The difference itself: one minus the squared cosine would lose half the digits.
     size = lambda x: root(jnp.sum(jnp.abs(x) ** 2))
     return size(factor * estimate - truth) / size(truth)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from lrjax.core.numerics import safe_divide
 from lrjax.core.pytree import pytree, replace
 
 
@@ -94,7 +95,7 @@ def _no_reference(y: jax.Array) -> jax.Array:
 
 
 def _safe_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    return a / jnp.where(b > 0, b, 1)
+    return safe_divide(a, b)
 
 
 @pytree

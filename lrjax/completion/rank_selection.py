@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lrjax import initial, losses
 from lrjax.core.checks import check_choice, check_count, check_key, check_range, real_array
+from lrjax.core.numerics import or_one
 from lrjax.core.pytree import cast_floats, pytree, replace
 from lrjax.iteration.protocol import member
 from lrjax.iteration.solution import Solution
@@ -217,7 +218,7 @@ def _grouped(values: jax.Array) -> jax.Array:
 
 def _choose(losses: jax.Array, whole: jax.Array, tolerance: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rank, relative held-out errors, and the error that was let pass, from the grouped losses of all ranks."""
-    whole = jnp.where(whole > 0, whole, 1)
+    whole = or_one(whole)
     total = jnp.sum(losses, axis=1)
     total = jnp.where(jnp.isfinite(total), total, jnp.finfo(total.dtype).max)
     best = jnp.argmin(total)

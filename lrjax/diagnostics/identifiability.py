@@ -19,7 +19,7 @@ from lrjax.core.checks import (
     real_array,
     single_or_double,
 )
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one
 from lrjax.core.units import norm
 from lrjax.linalg.guarded import qr, singular_values
 from lrjax.operators.base import Operator, check_operator
@@ -292,7 +292,7 @@ def effective_rank(x: Factors | jax.Array, *, kind: str = "entropy") -> jax.Arra
     if kind == "stable":
         return jnp.sum((values / jnp.max(values)) ** 2)
     share = values / jnp.sum(values)
-    return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0)))
+    return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(or_one(share)), 0)))
 
 
 def _svd(x: Factors | jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

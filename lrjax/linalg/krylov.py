@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from lrjax.core.numerics import or_one, safe_divide
 from lrjax.core.units import exponent, shifted
 
 
@@ -61,7 +62,7 @@ def _run(matvec, rhs, start, num_steps, tolerance, rowwise, fixed):
 
     def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
         # A system solved exactly has zero residual and zero direction: it stays where it is.
-        return jnp.where(b > 0, a, 0) / jnp.where(b > 0, b, 1)
+        return jnp.where(b > 0, a, 0) / or_one(b)
 
     def one(carry: tuple) -> tuple:
         x, r, p, rr = carry
@@ -131,11 +132,11 @@ def preconditioned_conjugate_gradient(
             x, r, p, rz, i = carry
             ap = matvec(p)
             curvature = jnp.vdot(p, ap, precision="highest")
-            alpha = jnp.where(curvature > 0, rz, 0) / jnp.where(curvature > 0, curvature, 1)
+            alpha = jnp.where(curvature > 0, rz, 0) / or_one(curvature)
             x, r = x + alpha * p, r - alpha * ap
             z = precondition(r)
             new = jnp.vdot(r, z, precision="highest")
-            return x, r, z + new / jnp.where(rz > 0, rz, 1) * p, new, i + 1
+            return x, r, z + safe_divide(new, rz) * p, new, i + 1
 
         x, _, _, _, steps = jax.lax.while_loop(unfinished, one, (jnp.zeros_like(b), b, z, rz, jnp.int32(0)))
         return shifted(x, unit), steps

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, safe_divide
 from lrjax.core.pytree import pytree
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
 from lrjax.linalg.rows import eliminate
@@ -163,7 +163,7 @@ def _least_squares(num_steps, problem, constants):
         g = downhill(x, r)
         z = _times(inverse, g)
         new = dot(g, z)
-        p = z + (new / jnp.where(gz > 0, gz, 1))[:, None] * p
+        p = z + safe_divide(new, gz)[:, None] * p
         # A row that is done stays done; one that no longer gains is at rounding level, where more steps do harm.
         return x, r, p, g, jnp.where(active & (new < gz), new, jnp.minimum(gz, goal)), i + 1
 

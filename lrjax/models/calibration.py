@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from lrjax.core.checks import as_array, check_choice, check_finite, check_key
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one, safe_reciprocal
 from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import exponent, norm, shifted
 from lrjax.linalg.guarded import qr, qr_r, svd
@@ -36,7 +36,7 @@ class Calibration:
     def gains(self) -> jax.Array:
         """`1 / inverse_gains`, zero where that is zero."""
         known = self.inverse_gains != 0
-        return jnp.where(known, 1 / jnp.where(known, self.inverse_gains, 1), 0)
+        return safe_reciprocal(self.inverse_gains, known)
 
     @property
     def factors(self) -> Factors:
@@ -193,8 +193,8 @@ def _eliminate(own: jax.Array, kept: jax.Array, w_own: jax.Array, w_kept: jax.Ar
     own, kept = jnp.pad(own, missing), jnp.pad(kept, missing)
     # The constraint at the scale of the other rows.
     length = jnp.sqrt(jnp.sum(jnp.abs(w_own) ** 2) + jnp.sum(jnp.abs(w_kept) ** 2))
-    unit = jnp.sqrt(jnp.sum(jnp.abs(kept) ** 2) / k) / jnp.where(length > 0, length, 1)
-    unit = jnp.where(unit > 0, unit, 1)
+    unit = jnp.sqrt(jnp.sum(jnp.abs(kept) ** 2) / k) / or_one(length)
+    unit = or_one(unit)
     w_own, w_kept = unit * w_own, unit * w_kept
     q, r = qr(own)
     r, known = _regular(r)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lrjax import status
 from lrjax.core.checks import check_count, check_finite, number, real_array
+from lrjax.core.numerics import safe_divide
 from lrjax.core.pytree import map_floats, pytree
 from lrjax.core.result import Result
 from lrjax.core.units import exponent, norm, power
@@ -211,4 +212,4 @@ def _change(old: tuple[Factors, Any], new: tuple[Factors, Any]) -> jax.Array:
         sizes.append(norm(after).astype(dtype))
     moved, size = norm(jnp.stack(steps)), norm(jnp.stack(sizes))
     # An overflow is no small step.
-    return jnp.where(jnp.isfinite(size), moved / jnp.where(size > 0, size, 1), jnp.inf)
+    return jnp.where(jnp.isfinite(size), safe_divide(moved, size), jnp.inf)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lrjax import status
 from lrjax.core.checks import as_array, check_choice, check_count, check_finite, check_range, number
+from lrjax.core.numerics import or_one, safe_reciprocal
 from lrjax.core.pytree import pytree, replace, tree_isfinite, tree_where
 from lrjax.core.result import Result
 from lrjax.core.units import exponent, shifted
@@ -297,11 +298,11 @@ def _switched_off(scales: tuple[jax.Array, ...], pruning: jax.Array) -> tuple[ja
 
 
 def _reciprocal(g: jax.Array) -> jax.Array:
-    return jnp.where(g > 0, 1 / jnp.where(g > 0, g, 1), 0)
+    return safe_reciprocal(g)
 
 
 def _positive(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, 1)
+    return or_one(x)
 
 
 def _norm(x: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import as_array, check_count, check_finite, check_key, number, real_array
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one
 from lrjax.core.pytree import pytree
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import attach_derivative
@@ -219,7 +219,7 @@ def ho_kalman(
     # The system is a function of the two subspaces, in whatever basis: that has a derivative where values repeat.
     u, _, v = attach_derivative(_products, order, matrix, triples, False)
     values = jax.lax.stop_gradient(triples[1])
-    root = jnp.sqrt(jnp.where(values > 0, values, 1))
+    root = jnp.sqrt(or_one(values))
     root, inverse = jnp.where(values > 0, root, 0), jnp.where(values > 0, 1 / root, 0)
     # `U^T M V` is the diagonal matrix of the values, but not to autodiff; its inverse is taken to first order.
     core = matmul(u.T, structure.adjoint_matmul(first, v))

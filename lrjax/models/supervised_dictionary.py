@@ -19,7 +19,7 @@ from lrjax.core.checks import (
     number,
     real_array,
 )
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one, safe_divide, safe_reciprocal
 from lrjax.core.pytree import positional_pytree, pytree, replace
 from lrjax.linalg.guarded import spectral_norm, svd
 from lrjax.models.rank_projected import RankProjectedResult, rank_projected_descent
@@ -53,7 +53,7 @@ class SupervisedDictionary:
         """Codes `(m, r)` of samples `(m, p)` by least squares on the dictionary."""
         u, s, vt = svd(self.dictionary)
         known = s > jnp.finfo(s.dtype).eps * max(self.dictionary.shape) * s[0]
-        inverse = jnp.where(known, 1 / jnp.where(known, s, 1), 0)
+        inverse = safe_reciprocal(s, known)
         return matmul(matmul(self._samples(features), u) * inverse[None, :], vt)
 
     def logits(self, features: Any, covariates: Any = None) -> jax.Array:
@@ -313,7 +313,7 @@ def _prepare(data: _Data, init: Any, *, form: str, kinds: int, balance: bool) ->
     else:
         square = 1 + spectral_norm(data.covariates) ** 2
     curvature, fit = (0.25 if kinds == 1 else 0.5) * square + data.ridge, 2 * data.reconstruction
-    scale = jnp.where(fit > 0, jnp.sqrt(curvature / jnp.where(fit > 0, fit, 1)), 1) if balance else data.scale
+    scale = jnp.where(fit > 0, jnp.sqrt(safe_divide(curvature, fit)), 1) if balance else data.scale
     most, least = jnp.maximum(curvature / scale**2, fit), jnp.minimum(data.ridge / scale**2, fit)
     step_size = jnp.where(most < 3 * least, 2 / (most + least), 1 / most)
     # Neither moves the minimum: the one is a change of variables, the other a length of steps.
@@ -334,7 +334,7 @@ def _result(descent: RankProjectedResult, scale: jax.Array, form: str, kinds: in
     left, right = descent.factors.left, descent.factors.right
     dictionary = left if form == "filter" else left[kinds:]
     norm = jnp.linalg.norm(dictionary)
-    norm = jnp.where(norm > 0, norm, 1)
+    norm = or_one(norm)
     codes = (right[kinds:] if form == "filter" else right) * norm
     # The filter meets the dictionary, which has become shorter; on codes beta meets what has become longer.
     beta = right[:kinds].T * (norm / scale) if form == "filter" else left[:kinds].T / (norm * scale)

@@ -18,7 +18,7 @@ from lrjax.core.checks import (
     host_array,
     number,
 )
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, safe_reciprocal
 from lrjax.core.pytree import pytree, replace
 from lrjax.linalg import guarded
 from lrjax.problems.factors import Factors
@@ -250,4 +250,4 @@ def gaussian_like(key: jax.Array, deviation: Any, like: jax.Array) -> jax.Array:
 
 def _inverse(values: jax.Array, level: Any) -> jax.Array:
     kept = values > level * values[0]
-    return jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    return safe_reciprocal(values, kept)

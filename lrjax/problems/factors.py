@@ -9,7 +9,7 @@ import numpy as np
 
 from lrjax.core import units
 from lrjax.core.checks import as_array, check_indices, single_or_double
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, safe_divide
 from lrjax.core.pytree import positional_pytree
 from lrjax.linalg import guarded
 
@@ -162,7 +162,7 @@ def _norm_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     q_left, r_left, q_right, r_right = factors._triangular()
     core = matmul(r_left, r_right.T)
     norm = units.norm(core)
-    unit = core / jnp.where(norm > 0, norm, 1)
+    unit = safe_divide(core, norm)
     slope_left = matmul(q_left, matmul(unit, r_right))
     slope_right = matmul(q_right, matmul(unit.T, r_left))
     return norm, jnp.sum(slope_left * change.left) + jnp.sum(slope_right * change.right)

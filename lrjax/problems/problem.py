@@ -8,6 +8,7 @@ import numpy as np
 
 from lrjax import losses
 from lrjax.core.checks import check_finite, check_range, check_real, host_value
+from lrjax.core.numerics import safe_divide
 from lrjax.core.pytree import positional_pytree
 from lrjax.core.units import Units, exponent, power, root, unit_of
 from lrjax.problems.factors import Factors
@@ -95,7 +96,7 @@ class Problem:
         residual, y = residual / unit, y / unit
         weight = jnp.ones_like(y) if weights is None else weights / unit_of(weights)
         size, square = jnp.sum(weight * y * y), jnp.sum(weight * residual * residual)
-        return root(square / jnp.where(size > 0, size, 1))
+        return root(safe_divide(square, size))
 
     def squared_norm(self, residual: jax.Array) -> jax.Array:
         """`||residual||^2` in the weighted Euclidean norm, of a problem in units of about one."""
@@ -104,7 +105,7 @@ class Problem:
     def relative_norm(self, square: jax.Array) -> jax.Array:
         """The relative residual from `||residual||^2`, of a problem in units of about one."""
         scale = self.squared_norm(self.observed())
-        return root(square / jnp.where(scale > 0, scale, 1))
+        return root(safe_divide(square, scale))
 
     def in_units(self) -> tuple["Problem", Units]:
         """The same problem with measurements and weights of about one, and the powers of two they were divided by.

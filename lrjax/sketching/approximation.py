@@ -17,7 +17,7 @@ from lrjax.core.checks import (
     real_array,
     single_or_double,
 )
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one, safe_reciprocal, safe_sqrt
 from lrjax.core.units import exponent, shifted
 from lrjax.linalg import guarded
 from lrjax.linalg.svd import attach_derivative, truncated_svd
@@ -216,8 +216,8 @@ def _roots(metric: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None
         return None, None, 1.0
     if metric.ndim == 2:
         return _matrix_roots((metric + metric.T) / 2)
-    root = jnp.where(metric > 0, jnp.sqrt(jnp.where(metric > 0, metric, 1)), 0)
-    inverse = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
+    root = safe_sqrt(metric)
+    inverse = safe_reciprocal(root)
     return root, inverse, _condition(root, inverse)
 
 
@@ -236,7 +236,7 @@ def _root_eigen(metric: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     values, vectors = guarded.eigh(metric)
     root = jnp.sqrt(jnp.maximum(values, 0))
     kept = values > jnp.finfo(metric.dtype).eps * values[-1]
-    return root, jnp.where(kept, 1 / jnp.where(kept, root, 1), 0), vectors
+    return root, safe_reciprocal(root, kept), vectors
 
 
 @jax.custom_jvp
@@ -254,7 +254,7 @@ def _matrix_roots_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     spread = lambda d: matmul(vectors * d[None], vectors.T)
     pairs = root[:, None] + root[None, :]
     inside = matmul(vectors.T, matmul(change, vectors))
-    inside = jnp.where(pairs > 0, inside, 0) / jnp.where(pairs > 0, pairs, 1)
+    inside = jnp.where(pairs > 0, inside, 0) / or_one(pairs)
     back = lambda m: matmul(vectors, matmul(m, vectors.T))
     condition = _condition(root, inverse)
     moved = back(inside), back(-inverse[:, None] * inside * inverse[None, :]), jnp.zeros_like(condition)

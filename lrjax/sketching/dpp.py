@@ -5,7 +5,6 @@ roots of the quadrature weights of the grid first. All three samples spread the 
 independent draws do not: with few of those the Gram matrix has no finite expected inverse.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -13,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax.core.checks import check_count, check_finite, check_key, host_value, real_array
+from lrjax.core.numerics import matmul
 from lrjax.sketching.row_sampling import RowSample, _with_replacement
-
-_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def projection_dpp(key: jax.Array, phi: jax.Array) -> jax.Array:
@@ -141,7 +139,7 @@ def _dpp(key: jax.Array, phi: jax.Array) -> jax.Array:
         axis = left[i]
         sign = jnp.where(axis[k] < 0, -1, 1).astype(phi.dtype)
         axis = axis.at[k].add(sign * jnp.linalg.norm(axis))
-        rows = left - _matmul(left, axis)[:, None] * (2 / jnp.sum(axis**2) * axis)[None]
+        rows = left - matmul(left, axis)[:, None] * (2 / jnp.sum(axis**2) * axis)[None]
         return rows, free.at[i].set(False), indices.at[k].set(i)
 
     start = (phi, jnp.ones(num_points, bool), jnp.zeros(size, jnp.int32))

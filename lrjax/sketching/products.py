@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import check_choice, check_count, check_key, real_array
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one, safe_divide
 
 METHODS = ("wta", "crs")
 
@@ -72,7 +72,7 @@ def _draw(x, y, num_samples, key, method):
     norm = jnp.linalg.norm(x, axis=0) * jnp.linalg.norm(y, axis=1)
     total = jnp.sum(norm)
     order = jnp.argsort(-norm)
-    p = norm[order] / jnp.where(total > 0, total, 1)
+    p = safe_divide(norm[order], total)
     # tail[c] = 1 - P_c, summed from the small end so that it stays accurate, with tail[m] = 0.
     tail = jnp.append(jnp.cumsum(p[::-1])[::-1], jnp.zeros_like(total))
     slot = jnp.arange(num_samples, dtype=jnp.int32)
@@ -83,6 +83,6 @@ def _draw(x, y, num_samples, key, method):
     drawn = jnp.searchsorted(-tail[:m], -target, side="right").astype(jnp.int32) - 1
     place = jnp.where(slot < kept, jnp.minimum(slot, m - 1), jnp.clip(drawn, 0, m - 1))
     chosen = p[place]
-    weight = tail[kept] / ((num_samples - kept).astype(p.dtype) * jnp.where(chosen > 0, chosen, 1))
+    weight = tail[kept] / ((num_samples - kept).astype(p.dtype) * or_one(chosen))
     # Where everything is kept the rest has no mass, and a weight of zero.
     return order[place], jnp.where(slot < kept, jnp.ones_like(weight), weight)

@@ -23,6 +23,7 @@ from lrjax.core.checks import (
     real_array,
     single_or_double,
 )
+from lrjax.core.numerics import matmul, safe_divide, safe_reciprocal
 from lrjax.core.pytree import pytree
 from lrjax.core.units import power
 from lrjax.linalg import guarded
@@ -34,7 +35,6 @@ from lrjax.sketching.sparse import SparseSignSketch
 _SENSITIVITY_ROWS = 4000
 _BATCH = 64
 _ROWS_PER_COLUMN = 16
-_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 @pytree
@@ -236,8 +236,8 @@ def _basis(a: jax.Array) -> Basis:
     # Not "above": NaN, of a matrix that is not finite, stays.
     keep = ~(sigma <= max(a.shape) * jnp.finfo(a.dtype).eps * sigma[0])
     # Rows of zeros stay so: rounding in them would count as data where scores are compared with each other.
-    basis = jnp.where(keep[None] & jnp.any(a != 0, axis=1)[:, None], _matmul(q, left), 0)
-    return Basis(basis, jnp.where(keep, 1 / jnp.where(keep, sigma, 1), 0), right, exponents)
+    basis = jnp.where(keep[None] & jnp.any(a != 0, axis=1)[:, None], matmul(q, left), 0)
+    return Basis(basis, safe_reciprocal(sigma, keep), right, exponents)
 
 
 def leverage_scores(a: jax.Array, *, key: jax.Array | None = None, sketch_size: int | None = None) -> jax.Array:
@@ -275,7 +275,7 @@ def leverage_scores(a: jax.Array, *, key: jax.Array | None = None, sketch_size: 
     sketch = SparseSignSketch.create(key, size, a.shape[0], num_nonzeros=min(8, size))
     found = _basis(sketch.apply(a))
     turned = found.right.T * found.inverse[None]
-    return jnp.sum(_matmul(a * power(-found.columns, a.dtype)[None, :], turned) ** 2, axis=1)
+    return jnp.sum(matmul(a * power(-found.columns, a.dtype)[None, :], turned) ** 2, axis=1)
 
 
 def root_leverage_scores(a: jax.Array, p: float, *, key: jax.Array | None = None) -> jax.Array:
@@ -397,7 +397,7 @@ def _sensitivities(a: jax.Array, p: float, num_steps: int) -> jax.Array:
     def batch(own: jax.Array) -> jax.Array:
         """Of the rows `own`, `(batch, k)`: all programs of the batch at once."""
         level = jnp.sum(own**2, axis=1, keepdims=True)
-        x = own / jnp.where(level > 0, level, 1)
+        x = safe_divide(own, level)
 
         def share(y: jax.Array) -> jax.Array:
             top = jnp.max(jnp.abs(y), axis=1)
@@ -407,17 +407,17 @@ def _sensitivities(a: jax.Array, p: float, num_steps: int) -> jax.Array:
         def step(carry: tuple[jax.Array, jax.Array], schedule: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             x, best = carry
             power, smooth = schedule
-            y = _matmul(x, basis.T)
+            y = matmul(x, basis.T)
             y = y / jnp.max(jnp.abs(y), axis=1, keepdims=True)
             weights = (y**2 + smooth**2) ** ((power - 2) / 2)
-            gram = _matmul(weights, squares).reshape(-1, k, k)
+            gram = matmul(weights, squares).reshape(-1, k, k)
             ridge = unit * jnp.max(jnp.diagonal(gram, axis1=1, axis2=2), axis=1)
             toward = solve_rows(gram + ridge[:, None, None] * jnp.eye(k, dtype=x.dtype)[None], own)
             toward = toward / jnp.sum(toward * own, axis=1, keepdims=True)
             x = x + (toward - x) / jnp.maximum(power - 1, 1)
-            return (x, jnp.fmax(best, share(_matmul(x, basis.T)))), None
+            return (x, jnp.fmax(best, share(matmul(x, basis.T)))), None
 
-        start = share(_matmul(x, basis.T))
+        start = share(matmul(x, basis.T))
         (_, best), _ = jax.lax.scan(step, (x, start), (power, smooth))
         return jnp.where(level[:, 0] > 0, best, 0)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lrjax import initial, losses, status
 from lrjax.core.checks import check_choice, check_count, check_range
 from lrjax.core.draws import drawn
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one, safe_sqrt
 from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import Units
 from lrjax.linalg import guarded
@@ -255,7 +255,7 @@ class AlternatingMinimization:
             # Under a ridge the scale matters: products of such rows are as large as the measurements.
             y = problem.observed()
             square = jnp.sum(problem.weighted(y * y)) / problem.total_weight() / k
-            left = left * jnp.sqrt(jnp.sqrt(jnp.where(square > 0, square, 1)))
+            left = left * jnp.sqrt(jnp.sqrt(or_one(square)))
         left, right = jnp.abs(left) if self.nonnegative else left, jnp.zeros((n2, k), dtype)
         if self.biases:
             left = left.at[:, -2].set(0).at[:, -1].set(self.bias_value)
@@ -308,12 +308,12 @@ class AlternatingMinimization:
             info = base.describe(problem, problem.residual(factors))
         change = new - left
         square_move = jnp.sum(change * change)
-        move = jnp.where(square_move > 0, jnp.sqrt(jnp.where(square_move > 0, square_move, 1)), 0)
+        move = safe_sqrt(square_move)
         size = jnp.sum(left * left)
         damping = jnp.zeros_like(move)
         if self._adapts(problem) and self.orthonormalize:
             # Measured over 0.1 to 3 and powers 1 to 3 of the move and of the residual: this one loses fewest problems.
-            damping = (jnp.minimum(square_move, size) / jnp.where(size > 0, size, 1)) ** 1.5
+            damping = (jnp.minimum(square_move, size) / or_one(size)) ** 1.5
         before, after, damped = state.info["residual"], info["residual"], state.damping
         state = AltMinState(
             factors=factors,
@@ -367,7 +367,7 @@ class AlternatingMinimization:
             # the floor falls with it. The low quantile stays clean up to 60 % outliers.
             typical = measured_quantile(jnp.abs(residual), problem.effective_weights(), 0.35)
             scale = jnp.sqrt(jnp.mean(problem.observed() ** 2))
-            floor = jnp.maximum(typical / 2, jnp.finfo(scale.dtype).eps * jnp.where(scale > 0, scale, 1))
+            floor = jnp.maximum(typical / 2, jnp.finfo(scale.dtype).eps * or_one(scale))
             weights = problem.weighted(problem.loss.reweight(residual, floor))
         if self.fresh_fraction is not None:
             fresh = jax.random.uniform(key, problem.y.shape, problem.y.dtype) < self.fresh_fraction

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lrjax import initial, status
 from lrjax.core.checks import check_range
 from lrjax.core.draws import drawn
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, safe_divide, safe_sqrt
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.linalg import guarded
@@ -304,7 +304,7 @@ class AlternatingProjections:
         )
         misfit = sums["clean"]
         whole = misfit + jnp.sum(left * left) * jnp.sum(extra.row_total) / (float(left.shape[0]) * basis.shape[0])
-        ratio = misfit / jnp.where(whole > 0, whole, 1)
+        ratio = safe_divide(misfit, whole)
         (n1, n2), total = problem.shape, jnp.sum(extra.row_total)
         spread = jnp.sqrt(jax.lax.stop_gradient(misfit / jnp.maximum((1 - flagged) * total * extra.unit, extra.unit)))
         density = total / (float(n1) * n2 * extra.unit)
@@ -312,7 +312,7 @@ class AlternatingProjections:
         info = {
             "objective": sums["objective"],
             "residual": problem.relative_norm(sums["square"]),
-            "clean_residual": jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), 0),
+            "clean_residual": safe_sqrt(ratio),
             "outlier_fraction": flagged,
             "threshold": level,
             "rank": jnp.sum(used),

@@ -8,7 +8,7 @@ import numpy as np
 
 from lrjax import losses, status
 from lrjax.core.checks import check_count, check_range
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.iteration.protocol import member
@@ -99,10 +99,10 @@ def precondition(
         gram = gram + 0 * after[:1, :1]
     eps = jnp.finfo(gram.dtype).eps
     mean = jnp.trace(gram) / k
-    shift = damping + k * eps * jnp.where(mean > 0, mean, 1)
+    shift = damping + k * eps * or_one(mean)
     gram = gram + shift * jnp.eye(k, dtype=gram.dtype)
     if mask is not None:
-        gram = gram + jnp.diag(1 - mask) * jnp.where(mean > 0, mean, 1)
+        gram = gram + jnp.diag(1 - mask) * or_one(mean)
     return jax.scipy.linalg.cho_solve((guarded.cholesky(gram), True), gradient.T).T
 
 

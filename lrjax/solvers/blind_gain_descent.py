@@ -8,7 +8,7 @@ import numpy as np
 
 from lrjax import losses
 from lrjax.core.checks import check_count, check_range, host_value
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.problems.factors import Factors
@@ -129,7 +129,7 @@ def _within(basis: jax.Array | None, direction: jax.Array) -> jax.Array:
 def _ratio(problem: Problem, residual: jax.Array, image: jax.Array) -> jax.Array:
     """Step that makes `residual - step * image` shortest; zero where `image` vanishes."""
     energy = jnp.sum(problem.weighted(image * image))
-    return jnp.sum(problem.weighted(residual * image)) / jnp.where(energy > 0, energy, 1)
+    return jnp.sum(problem.weighted(residual * image)) / or_one(energy)
 
 
 def project_gains(gains: jax.Array, radius: float | jax.Array, bisections: int = 60) -> jax.Array:

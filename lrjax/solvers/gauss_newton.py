@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lrjax import initial, losses, status
 from lrjax.core.checks import check_choice, check_count, check_range
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one, safe_divide, safe_sqrt
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.linalg import guarded
@@ -254,14 +254,14 @@ class GaussNewton:
         values = jnp.sum(u * u, axis=0)
         top = jnp.max(values)
         penalty = lam * jnp.minimum(1, level / jnp.maximum(values, tiny))
-        penalty = jnp.maximum(penalty, 4 * self.max_rank * eps * state.gain * jnp.where(top > 0, top, 1))
+        penalty = jnp.maximum(penalty, 4 * self.max_rank * eps * state.gain * or_one(top))
         du, dv, taken = self._ridge_solve(problem, state, penalty)
         answer = self._keep(best_rank(Factors(u + du, v + dv), self.max_rank))
         residual = problem.residual(answer)
         low = measured_quantile(jnp.abs(residual), problem.effective_weights(), QUANTILE)
         scale = jnp.minimum(self.decay * state.scale, jnp.maximum(FAST * low, LEAST * state.scale))
         size = jnp.sum(problem.weighted((residual + problem.observed()) ** 2)) / problem.total_weight()
-        scale = jnp.maximum(scale, ROUNDING * eps * jnp.sqrt(jnp.where(size > 0, size, 1)))
+        scale = jnp.maximum(scale, ROUNDING * eps * jnp.sqrt(or_one(size)))
         scale = jnp.maximum(scale, jnp.minimum(state.scale, SLOW * low))
         new = GaussNewtonState(
             factors=answer,
@@ -321,7 +321,7 @@ class GaussNewton:
     def _ridge(self, state: GaussNewtonState) -> jax.Array:
         u, v = state.point.left, state.point.right
         size = jnp.sum(u**2) + jnp.sum(v**2)
-        return state.ridge * state.gain * jnp.where(size > 0, size, 1) / (2 * self._columns(u.dtype))
+        return state.ridge * state.gain * or_one(size) / (2 * self._columns(u.dtype))
 
     def _keep(self, factors: Factors) -> Factors:
         mask = initial.column_mask(self.max_rank, self.rank, factors.left.dtype)
@@ -334,11 +334,11 @@ class GaussNewton:
         inside = problem.weighted((jnp.abs(residual) <= scale).astype(residual.dtype))
         fitted = residual + problem.observed()
         misfit, whole = jnp.sum(inside * residual**2), jnp.sum(inside * fitted**2)
-        ratio = misfit / jnp.where(whole > 0, whole, 1)
+        ratio = safe_divide(misfit, whole)
         return info | {
             "scale": scale,
             "outlier_fraction": jnp.maximum(0, 1 - jnp.sum(inside) / problem.total_weight()),
-            "clean_residual": jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), 0),
+            "clean_residual": safe_sqrt(ratio),
         }
 
     def _ridge_solve(

@@ -8,7 +8,7 @@ import optax
 
 from lrjax import initial, losses
 from lrjax.core.checks import check_choice, check_range
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one
 from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import Units
 from lrjax.linalg import guarded
@@ -131,7 +131,7 @@ class GradientDescent:
             _, top, _ = initial.adjoint_svd(problem, z, 1, key_unit)
             # A unit, and a constant to autodiff like all of them.
             top = jax.lax.stop_gradient(top[0] / gain)
-            unit = jnp.where(top > 0, top, 1)
+            unit = or_one(top)
         if factors is None and self.start == "spectral":
             factors = initial.spectral(problem, self.max_rank, key_start, rank=self.rank, symmetric=self.symmetric)
         elif factors is None:

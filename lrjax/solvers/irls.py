@@ -24,7 +24,7 @@ import numpy as np
 
 from lrjax import initial, losses, status
 from lrjax.core.checks import check_count, check_range
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.linalg import guarded
@@ -161,7 +161,7 @@ class IRLS:
 
     def _state(self, problem, left, values, right, epsilon, inner, factors=None) -> IRLSState:
         if factors is None:
-            root = jnp.sqrt(jnp.where(values > 0, values, 1)) * (values > 0).astype(values.dtype)
+            root = jnp.sqrt(or_one(values)) * (values > 0).astype(values.dtype)
             factors = Factors(left * root[None, :], right * root[None, :])
         info = base.describe(problem, problem.residual(factors))
         info |= {"epsilon": epsilon, "inner_steps": inner}

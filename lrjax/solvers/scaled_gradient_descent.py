@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from lrjax import initial
 from lrjax.core.checks import check_choice, check_range
+from lrjax.core.numerics import safe_divide, safe_sqrt
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.losses import Squared
@@ -107,7 +108,7 @@ class ScaledGradientDescent:
         if self.damping_rule == "residual":
             # ||A(X) - y|| / sqrt(gain) estimates ||X - X*||_F. Its square root has no derivative at an exact fit.
             square = jnp.sum(problem.weighted(state.residual**2)) / state.extra.gain
-            norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+            norm = safe_sqrt(square)
             return self.damping * norm
         return self.damping * state.extra.size
 
@@ -145,7 +146,7 @@ class ScaledGradientDescent:
         t = problem.operator.forward(direction.left, direction.right)
         dot = lambda u, v: jnp.sum(problem.weighted(u * v))
         rs, rt, ss, st, tt = dot(state.residual, s), dot(state.residual, t), dot(s, s), dot(s, t), dot(t, t)
-        best = rs / jnp.where(ss > 0, ss, 1)
+        best = safe_divide(rs, ss)
         sizes = best * 0.5 ** jnp.arange(_HALVINGS, dtype=best.dtype)
         change = sizes * (-2 * rs + sizes * (ss + 2 * rt + sizes * (-2 * st + sizes * tt)))
         return sizes[jnp.argmin(change)]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lrjax import initial
 from lrjax.core.checks import check_count, check_range
-from lrjax.core.numerics import matmul
+from lrjax.core.numerics import matmul, or_one
 from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.problems.factors import Factors
@@ -91,7 +91,7 @@ class SingularValueProjection:
         if self.step_size is None:
             image = op.forward(ascent, basis)
             energy = jnp.sum(problem.weighted(image * image))
-            size = jnp.sum(ascent * ascent) / jnp.where(energy > 0, energy, 1)
+            size = jnp.sum(ascent * ascent) / or_one(energy)
         else:
             size = self.step_size / state.extra
         mask = initial.column_mask(self.max_rank, self.rank, left.dtype)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lrjax import initial, status, step_sizes
 from lrjax.core.checks import check_range
+from lrjax.core.numerics import or_one
 from lrjax.core.pytree import pytree, replace
 from lrjax.core.units import Units
 from lrjax.problems.factors import Factors
@@ -141,7 +142,7 @@ class SubgradientMethod:
         if isinstance(rule, step_sizes.Geometric):
             weakest = jnp.min(jnp.where(clear, values, values[0]))
             # Nothing grows out of measurements that are all zero.
-            weakest = jnp.where(weakest > 0, weakest, 1)
+            weakest = or_one(weakest)
             # The i-th direction grows by exp(2 lambda_i(C) total), or exp(lambda_i total) with untied factors.
             growth = (2 if self.symmetric else 1) * unit * weakest
             needed = jnp.log(1 / (alpha * self.unit)) / growth * (1 - rule.decay)

@@ -79,9 +79,9 @@ def sweep(
 
     Returns:
         An `xarray.Dataset`, in which `table["error"].sel(rank=3).mean("trial")` is a number. Each output has one
-        dimension for each axis, in the order of `grid`, then `trial`, then its own. `attrs` has the settings, versions and key
-        (`"plan"`), `"num_compiles"`, `"compile_seconds"`, `"num_nonfinite"` by output, `"batch_sizes"` and `"seconds"`,
-        all included.
+        dimension for each axis, in the order of `grid`, then `trial`, then its own. `attrs` has the settings, versions
+        and key (`"plan"`), `"num_compiles"`, `"compile_seconds"`, `"num_nonfinite"` by output, `"batch_sizes"` and
+        `"seconds"`, all included.
 
     Raises:
         ValueError: a bad argument, a trial that returns something else, a traced axis that the trial needs the value

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lrjax.core.numerics import matmul, safe_divide
 from lrjax.linalg import guarded
 from lrjax.sketching.regression import normal_equations
-from lrjax.sketching.regression.normal_equations import Factor, Scaled, mul
+from lrjax.sketching.regression.normal_equations import Factor, Scaled
 
 # `B` counts as well conditioned if the condition number of `B^T B` is below this over sqrt(eps): the refinement step
 # squares the error that is left, and brings it to rounding level.
@@ -54,8 +55,8 @@ class Round(NamedTuple):
 
     def solve(self, g: jax.Array) -> jax.Array:
         """`H^-1 g`."""
-        inner = mul(self.vectors.T, self.factor.root_adjoint(g)) / self.values[:, None]
-        return self.factor.root(mul(self.vectors, inner))
+        inner = matmul(self.vectors.T, self.factor.root_adjoint(g)) / self.values[:, None]
+        return self.factor.root(matmul(self.vectors, inner))
 
 
 def solve(
@@ -122,10 +123,10 @@ def condition_of_sample(a: Scaled, weights: jax.Array | None, ridge: jax.Array) 
     step = max(1, n // (_SAMPLE_ROWS * d))
     rows = a.matrix[::step] * a.columns[None, :]
     weighted = normal_equations.weigh(None if weights is None else weights[::step], rows)
-    square = mul(weighted.T, rows) * step + jnp.diag(ridge)
+    square = matmul(weighted.T, rows) * step + jnp.diag(ridge)
     values = guarded.eigh(square)[0]
     # Zero, all of it or to rounding, counts as well conditioned or not at all, as in `finish`.
-    condition = jnp.where(values[0] > 0, values[-1] / jnp.where(values[0] > 0, values[0], 1), jnp.inf)
+    condition = jnp.where(values[0] > 0, safe_divide(values[-1], values[0]), jnp.inf)
     return jnp.where(values[-1] > 0, condition, 1)
 
 
@@ -136,9 +137,9 @@ def finish(factor: Factor | None, gram: jax.Array, moment: jax.Array, ridge: jax
     square = jnp.sum(used.sizes**2 * jnp.diagonal(gram))
     ridged = jnp.sqrt(ridge)[None, :] * used.inverse[:, None] * used.basis
     # Directions that are left out have zero rows: one on the diagonal keeps them out of the condition number.
-    values, vectors = guarded.eigh(gram + mul(ridged, ridged.T) + jnp.diag((used.inverse == 0).astype(gram.dtype)))
+    values, vectors = guarded.eigh(gram + matmul(ridged, ridged.T) + jnp.diag((used.inverse == 0).astype(gram.dtype)))
     top = values[-1]
-    condition = jnp.where(values[0] > 0, top / jnp.where(values[0] > 0, values[0], 1), jnp.inf)
+    condition = jnp.where(values[0] > 0, safe_divide(top, values[0]), jnp.inf)
     condition = jnp.where(top > 0, condition, 1)
     # Eigenvalues below this are rounding of the sums in `gram`.
     values = jnp.maximum(values, gram.shape[0] * jnp.finfo(gram.dtype).eps * top)
@@ -147,10 +148,10 @@ def finish(factor: Factor | None, gram: jax.Array, moment: jax.Array, ridge: jax
         better = normal_equations.with_inverse(vectors.T, jnp.where(top > 0, jnp.sqrt(values), 0), square)
     else:
         sizes = jnp.where(used.inverse > 0, used.sizes, 0)
-        product = lambda: jnp.sqrt(values)[:, None] * mul(vectors.T, sizes[:, None] * used.basis)
+        product = lambda: jnp.sqrt(values)[:, None] * matmul(vectors.T, sizes[:, None] * used.basis)
         better = jax.lax.cond(condition > CLOSE, lambda: normal_equations.factor_of(product(), square), lambda: factor)
     new = Round(used, vectors, values, better, moment, condition, rounds + 1)
-    return new._replace(x=used.root(mul(vectors, mul(vectors.T, moment) / values[:, None])))
+    return new._replace(x=used.root(matmul(vectors, matmul(vectors.T, moment) / values[:, None])))
 
 
 def gram(a: Scaled, b: jax.Array, weights: jax.Array | None, factor: Factor | None) -> tuple[jax.Array, jax.Array]:
@@ -163,17 +164,17 @@ def gram(a: Scaled, b: jax.Array, weights: jax.Array | None, factor: Factor | No
     def products(rows: jax.Array, target: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         if lying:
             weighted = rows if weight is None else rows * weight[:, None]
-            moment = mul(weighted.T, target) if target.shape[1] > 1 else jnp.sum(weighted * target, axis=0)[:, None]
-            return mul(weighted.T, rows), moment
+            moment = matmul(weighted.T, target) if target.shape[1] > 1 else jnp.sum(weighted * target, axis=0)[:, None]
+            return matmul(weighted.T, rows), moment
         # B transposed: both products then run along rows, which takes two thirds of the time on a CPU.
         if factor is None:
             flat = jax.lax.optimization_barrier(rows.T)
         else:  # in this order: the rows of B^T are scaled after their rounding errors were made
-            flat = mul(factor.basis, rows.T) * factor.inverse[:, None]
+            flat = matmul(factor.basis, rows.T) * factor.inverse[:, None]
         weighted = flat if weight is None else flat * weight
         # XLA on a CPU takes three times as long for a product with one vector as a dot.
-        moment = mul(weighted, target) if target.shape[1] > 1 else jnp.sum(weighted * target.T, axis=1)[:, None]
-        return mul(weighted, flat.T), moment
+        moment = matmul(weighted, target) if target.shape[1] > 1 else jnp.sum(weighted * target.T, axis=1)[:, None]
+        return matmul(weighted, flat.T), moment
 
     def step(total: tuple[jax.Array, jax.Array], index: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         cut = lambda value: jax.lax.dynamic_slice_in_dim(value, index * size, size)

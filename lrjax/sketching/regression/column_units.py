@@ -5,12 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax.core.numerics import matmul, or_one
 from lrjax.core.pytree import pytree
 from lrjax.core.units import beyond, exponent, power, shifted
 from lrjax.linalg import guarded
 from lrjax.linalg.scaling import SPREAD, column_exponents
 from lrjax.sketching.regression import normal_equations
-from lrjax.sketching.regression.normal_equations import Scaled, mul
+from lrjax.sketching.regression.normal_equations import Scaled
 
 # Rows that are looked at, per column: all of them only where these say that scaling is called for.
 _SAMPLE_ROWS = 4
@@ -98,11 +99,11 @@ def least_norm(x: jax.Array, basis: jax.Array, inverse: jax.Array, columns: jax.
     def move() -> jax.Array:
         away = jnp.where(dropped[None, :], basis.T, 0)
         length = jnp.sqrt(jnp.sum((size[:, None] * away) ** 2, axis=0))
-        away = away / jnp.where(length > 0, length, 1)[None, :]
+        away = away / or_one(length)[None, :]
         left, sigma, right = guarded.svd(size[:, None] * away)
         scale = normal_equations.with_inverse(right, sigma).inverse
-        along = mul(right.T, scale[:, None] * mul(left.T, size[:, None] * x))
-        return x - mul(away, along)
+        along = matmul(right.T, scale[:, None] * matmul(left.T, size[:, None] * x))
+        return x - matmul(away, along)
 
     # A constant to autodiff: the least solution is a fixed projection of any other.
     basis, dropped = jax.lax.stop_gradient((basis, dropped))

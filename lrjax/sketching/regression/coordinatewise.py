@@ -85,5 +85,5 @@ def coordinatewise_ratio(a: jax.Array, b: jax.Array, x: jax.Array, exact: jax.Ar
     best, factor = direct.tall(a, columns, None, jnp.zeros_like(a[0]))
     best = best if exact is None else into(real_array("exact", exact))
     miss = jnp.max(jnp.abs(into(x) - best), axis=0)
-    residual = jnp.linalg.norm(columns - normal_equations.mul(a, best), axis=0)
+    residual = jnp.linalg.norm(columns - normal_equations.matmul(a, best), axis=0)
     return (math.sqrt(a.shape[1]) * miss / (residual * jnp.max(factor.inverse))).reshape(b.shape[1:])

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from lrjax.core.numerics import matmul, safe_divide, safe_reciprocal
 from lrjax.sketching.regression import normal_equations
-from lrjax.sketching.regression.normal_equations import Factor, mul
+from lrjax.sketching.regression.normal_equations import Factor
 
 
 def scale_rows(a: jax.Array, b: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -26,7 +27,7 @@ def tall(a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array
     rows, target = scale_rows(a, b, weights)
     q, left, sigma, right = normal_equations.qr_svd(normal_equations.with_ridge(rows, ridge))
     factor = normal_equations.with_inverse(right, sigma, jnp.sum(rows**2))
-    x = mul(right.T, factor.inverse[:, None] * mul(left.T, mul(q[: len(rows)].T, target)))
+    x = matmul(right.T, factor.inverse[:, None] * matmul(left.T, matmul(q[: len(rows)].T, target)))
     # Rows of a large ridge leave those of `a` in `q` to rounding; one step of refinement makes up for it.
     step = factor.solve(normal_equations.downhill(rows, target, None, ridge, x))
     return x + jnp.where(jnp.any(ridge > 0), step, 0), factor
@@ -42,21 +43,21 @@ def wide(a: jax.Array, b: jax.Array, ridge: jax.Array) -> tuple[jax.Array, Facto
     q, left, sigma, right = normal_equations.qr_svd(rows.T)
     size = jnp.hypot(sigma, jnp.sqrt(level))
     keep = size > normal_equations.RANK_LEVEL * jnp.finfo(a.dtype).eps * jnp.max(sigma)
-    inverse = jnp.where(keep, 1 / jnp.where(keep, size, 1), 0)
-    scores = inverse[:, None] * mul(right, target)
-    y = mul(right.T, inverse[:, None] * scores)
-    x = mul(q, mul(left, (sigma * inverse)[:, None] * scores))
+    inverse = safe_reciprocal(size, keep)
+    scores = inverse[:, None] * matmul(right, target)
+    y = matmul(right.T, inverse[:, None] * scores)
+    x = matmul(q, matmul(left, (sigma * inverse)[:, None] * scores))
     # `a^T y` with the value of x: rounding in y, which may be far larger than x, must not enter.
-    primal = x + mul((a - rows).T, y)
-    remainder = b - mul(a, primal) - ridge * y
+    primal = x + matmul((a - rows).T, y)
+    remainder = b - matmul(a, primal) - ridge * y
     step = jax.lax.custom_linear_solve(
-        lambda v: mul(a, mul(a.T, v)) + ridge * v,
+        lambda v: matmul(a, matmul(a.T, v)) + ridge * v,
         remainder,
         # Multiplied in one at a time: their square may underflow.
-        lambda _, v: mul(right.T, inverse[:, None] * (inverse[:, None] * mul(right, v))),
+        lambda _, v: matmul(right.T, inverse[:, None] * (inverse[:, None] * matmul(right, v))),
         symmetric=True,
     )
-    exact = primal + mul(a.T, step)
+    exact = primal + matmul(a.T, step)
     return x + exact - jax.lax.stop_gradient(exact), Factor(
         basis=right, sizes=size, inverse=inverse, norm=jnp.max(sigma)
     )
@@ -66,7 +67,7 @@ def wide_errors(
     a: jax.Array, b: jax.Array, weights: jax.Array | None, ridge: jax.Array, x: jax.Array, full: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Norms of residuals, and backward errors; `full` is whether the rows are independent."""
-    norm = safe_sqrt(jnp.sum(normal_equations.weigh(weights, (b - mul(a, x)) ** 2), axis=0))
+    norm = safe_sqrt(jnp.sum(normal_equations.weigh(weights, (b - matmul(a, x)) ** 2), axis=0))
     # Reported, not differentiated.
     rows, target, fit, level = jax.lax.stop_gradient((*scale_rows(a, b, weights), x, ridge))
     # With a ridge the residual is `ridge y`, and with dependent rows it need not vanish; what is left of it in the
@@ -76,4 +77,4 @@ def wide_errors(
     miss = jnp.where(normal, jnp.linalg.norm(normal_equations.downhill(rows, target, None, ridges, fit), axis=0), norm)
     size = jnp.linalg.norm(rows) * jnp.linalg.norm(fit, axis=0) + jnp.linalg.norm(target, axis=0)
     size = jnp.where(normal, size * jnp.linalg.norm(rows), size)
-    return norm, jax.lax.stop_gradient(jnp.where(size > 0, miss / jnp.where(size > 0, size, 1), 0))
+    return norm, jax.lax.stop_gradient(jnp.where(size > 0, safe_divide(miss, size), 0))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax.core.numerics import safe_divide
 from lrjax.linalg.krylov import counted_conjugate_gradient
 from lrjax.sketching.regression import normal_equations
 from lrjax.sketching.regression.normal_equations import Factor
@@ -24,7 +25,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 def _over(x: jax.Array, size: jax.Array) -> jax.Array:
-    return jnp.where(size > 0, x / jnp.where(size > 0, size, 1), 0)
+    return jnp.where(size > 0, safe_divide(x, size), 0)
 
 
 def lsqr(
@@ -64,7 +65,7 @@ def lsqr(
     v = _over(v, alpha)
     top = jnp.max(factor.sizes)
     least = _norm(normal_equations.weigh(root_weights, b)) * _over(factor.norm, top)
-    begun = factor.sizes[:, None] * normal_equations.mul(factor.basis, x)
+    begun = factor.sizes[:, None] * normal_equations.matmul(factor.basis, x)
 
     def met(y: jax.Array, change: jax.Array) -> jax.Array:
         return jnp.all(change <= tolerance * jnp.maximum(least, _norm(begun + y)))

@@ -9,6 +9,7 @@ import numpy as np
 
 from lrjax import status
 from lrjax.core.checks import check_count, check_finite, check_key, check_range, host_number, number, real_array
+from lrjax.core.numerics import matmul, or_one, safe_divide
 from lrjax.core.pytree import pytree
 from lrjax.core.result import Result
 from lrjax.core.units import exponent, power, shifted
@@ -32,8 +33,6 @@ _FADE = 0.5
 # Stalled once the gap has not shrunk by a tenth in so many steps.
 _PROGRESS = 0.9
 _PATIENCE = 50
-
-_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 @pytree
@@ -175,10 +174,10 @@ def _solve(
     # All in units: those of the columns, and one for the right side.
     unit, columns = exponent(target), power(-found.columns, a.dtype)[None, :]
     z, gap, steps, code = _minimise(found.basis, shifted(fixed[1], -unit), tolerance, p, num_steps)
-    x = _matmul(found.right.T, found.inverse * z)
+    x = matmul(found.right.T, found.inverse * z)
     x = x + _newton_derivative(rows * columns, shifted(target, -unit), x, found, p)
     x = least_norm(x[:, None], found.right, found.inverse, found.columns)[:, 0]
-    objective = shifted(_norm(shifted(b, -unit) - _matmul(a * columns, x), p), unit)
+    objective = shifted(_norm(shifted(b, -unit) - matmul(a * columns, x), p), unit)
     x = shifted(x, unit - found.columns)
     finite = jnp.isfinite(objective) & jnp.all(jnp.isfinite(x))
     return LpResult(
@@ -196,20 +195,20 @@ def _norm(r: jax.Array, p: float) -> jax.Array:
     """`||r||_p`, with derivative 0 at r = 0."""
     # A constant to autodiff: it cancels.
     top = jax.lax.stop_gradient(jnp.max(jnp.abs(r)))
-    total = jnp.sum(jnp.abs(r / jnp.where(top > 0, top, 1)) ** p)
+    total = jnp.sum(jnp.abs(safe_divide(r, top)) ** p)
     return jnp.where(top > 0, top * jnp.where(top > 0, total, 1) ** (1 / p), jnp.sum(r * 0))
 
 
 def _weights(r: jax.Array, power: Any, smooth: Any) -> jax.Array:
     """`|r_i|^(p-2)` up to a factor, smoothed at a level relative to the largest residual."""
     top = jnp.max(jnp.abs(r))
-    u = r / jnp.where(top > 0, top, 1)
+    u = safe_divide(r, top)
     return (u**2 + smooth**2) ** ((power - 2) / 2)
 
 
 def _normal_solve(basis: jax.Array, weights: jax.Array, rhs: jax.Array) -> jax.Array:
     """`(basis^T W basis)^-1 rhs`, with a ridge at rounding level so that missing directions do no harm."""
-    gram = _matmul(basis.T, weights[:, None] * basis)
+    gram = matmul(basis.T, weights[:, None] * basis)
     # Where all residuals are zero so are the weights, for p > 2: the smallest number keeps zero over zero at zero.
     info = jnp.finfo(basis.dtype)
     ridge = float(info.eps) * jnp.max(jnp.diagonal(gram)) + float(info.tiny)
@@ -226,8 +225,8 @@ def _bound(basis: jax.Array, r: jax.Array, y: jax.Array) -> jax.Array:
     """
     y = jnp.clip(y, -1, 1)
     room = 1 - y**2
-    y = y - room * _matmul(basis, _normal_solve(basis, room, _matmul(basis.T, y)))
-    left = jnp.linalg.norm(_matmul(basis.T, y))
+    y = y - room * matmul(basis, _normal_solve(basis, room, matmul(basis.T, y)))
+    left = jnp.linalg.norm(matmul(basis.T, y))
     return (jnp.sum(r * y) - 2 * left * jnp.sum(jnp.abs(r))) / jnp.max(jnp.abs(y))
 
 
@@ -238,27 +237,27 @@ def _minimise(
     unit = float(jnp.finfo(b.dtype).eps)
     trials = jnp.asarray(_TRIALS, b.dtype)
     nothing = 100 * unit * jnp.max(jnp.abs(b))
-    start = _matmul(basis.T, b)
+    start = matmul(basis.T, b)
     # What is fitted from here on is the residual of least squares, so that rounding is relative to it and not to b.
-    b = b - _matmul(basis, start)
+    b = b - matmul(basis, start)
 
     def step(carry: Any) -> Any:
         z, r, power, smooth, dual, mark, k, _ = carry
         top = jnp.max(jnp.abs(r))
         weights = _weights(r, power, smooth)
-        direction = _normal_solve(basis, weights, _matmul(basis.T, weights * r))
-        move = _matmul(basis, direction)
+        direction = _normal_solve(basis, weights, matmul(basis.T, weights * r))
+        move = matmul(basis, direction)
         # Normal equations: basis^T W (r - move) = 0, so this is feasible for the dual, max b.y over basis^T y = 0 and
         # ||y||_q <= 1, once scaled; and b.y = r.y there.
         y = weights * (r - move)
-        found = jnp.sum(r * y) / _norm(y, p / (p - 1)) if p > 1 else _bound(basis, r, y / jnp.where(top > 0, top, 1))
+        found = jnp.sum(r * y) / _norm(y, p / (p - 1)) if p > 1 else _bound(basis, r, safe_divide(y, top))
         dual = jnp.where(power == p, jnp.fmax(dual, found), dual)
         sizes = trials / jnp.maximum(power - 1, 1)
         # One pass over the rows for all trials; powers of numbers of at most order one.
-        tried = jnp.abs(r[:, None] - move[:, None] * sizes[None]) / jnp.where(top > 0, top, 1)
+        tried = jnp.abs(r[:, None] - move[:, None] * sizes[None]) / or_one(top)
         size = sizes[jnp.argmin(jnp.sum(tried**power, axis=0))]
         z_next = z + size * direction
-        r_next = b - _matmul(basis, z_next)
+        r_next = b - matmul(basis, z_next)
         gap = jnp.maximum(1 - dual / _norm(r_next, p), 0)
         finite = jnp.all(jnp.isfinite(r_next))
         done = (gap <= tolerance) | (jnp.max(jnp.abs(r_next)) <= nothing)
@@ -292,11 +291,11 @@ def _newton_derivative(a: jax.Array, b: jax.Array, x: jax.Array, factors: Any, p
     basis, inverse, right, _ = factors
     # Constants: what is differentiated is one linear step from the solution, which is one itself.
     rows, target = jax.lax.stop_gradient((a, b))
-    r = target - _matmul(rows, x)
+    r = target - matmul(rows, x)
     weights = _weights(r, p, float(jnp.finfo(b.dtype).eps) if p < 2 else 0.0)
-    rhs = _matmul(rows.T, weights * (b - _matmul(a, x)))
+    rhs = matmul(rows.T, weights * (b - matmul(a, x)))
     if p > 1:
-        rhs = rhs + _matmul((a - rows).T, weights * r) / (p - 1)
+        rhs = rhs + matmul((a - rows).T, weights * r) / (p - 1)
     rhs = rhs - jax.lax.stop_gradient(rhs)
     # M^-1 through the basis: a = basis diag(1 / inverse) right.
-    return _matmul(right.T, inverse * _normal_solve(basis, weights, inverse * _matmul(right, rhs)))
+    return matmul(right.T, inverse * _normal_solve(basis, weights, inverse * matmul(right, rhs)))

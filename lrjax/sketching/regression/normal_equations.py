@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrjax.core.numerics import matmul, or_one, safe_reciprocal
 from lrjax.core.pytree import pytree
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import preconditioned_conjugate_gradient
@@ -16,11 +17,6 @@ from lrjax.linalg.krylov import preconditioned_conjugate_gradient
 # Directions whose singular value is below this many epsilons of the largest are rounding: they are left out.
 RANK_LEVEL = 30
 _DERIVATIVE_STEPS = 60
-
-
-def mul(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The product at full precision."""
-    return jnp.matmul(x, y, precision="highest")
 
 
 @pytree
@@ -56,7 +52,7 @@ class Scaled:
 
 def forward(a: Any, x: jax.Array) -> jax.Array:
     """`a x`, `(n, q)`."""
-    return mul(a, x) if isinstance(a, jax.Array) else a.apply(x)
+    return matmul(a, x) if isinstance(a, jax.Array) else a.apply(x)
 
 
 def adjoint(a: Any, r: jax.Array) -> jax.Array:
@@ -65,7 +61,7 @@ def adjoint(a: Any, r: jax.Array) -> jax.Array:
         return a.apply_adjoint(r)
     if r.shape[1] == 1:  # XLA on a CPU does the same product as a dot up to four times slower
         return jnp.sum(r * a, axis=0)[:, None]
-    return mul(a.T, r)
+    return matmul(a.T, r)
 
 
 def weigh(weights: jax.Array | None, r: jax.Array) -> jax.Array:
@@ -101,11 +97,11 @@ class Factor:
 
     def root(self, y: jax.Array) -> jax.Array:
         """`T y` with `T^T H T = 1`."""
-        return mul(self.basis.T, self.inverse[:, None] * y)
+        return matmul(self.basis.T, self.inverse[:, None] * y)
 
     def root_adjoint(self, g: jax.Array) -> jax.Array:
         """`T^T g`."""
-        return self.inverse[:, None] * mul(self.basis, g)
+        return self.inverse[:, None] * matmul(self.basis, g)
 
     def solve(self, g: jax.Array) -> jax.Array:
         """`H^-1 g` over the directions kept."""
@@ -127,7 +123,7 @@ def with_inverse(basis: jax.Array, sizes: jax.Array, square: jax.Array | float =
     """The factor of these singular values, with reciprocals of those above rounding."""
     top = jnp.max(sizes)
     keep = sizes > RANK_LEVEL * jnp.finfo(sizes.dtype).eps * top
-    inverse = jnp.where(keep, 1 / jnp.where(keep, sizes, 1), 0)
+    inverse = safe_reciprocal(sizes, keep)
     return Factor(basis=basis, sizes=sizes, inverse=inverse, norm=jnp.minimum(top, jnp.sqrt(square)))
 
 
@@ -163,16 +159,16 @@ def backward_error(
 
 def estimate(square: jax.Array, down: jax.Array, x: jax.Array, ridge: jax.Array, factor: Factor) -> jax.Array:
     """The backward errors, from squared residuals and half the negative gradient."""
-    gradient = mul(factor.basis, down)
+    gradient = matmul(factor.basis, down)
     size = jnp.sum(x**2, axis=0)
-    mu = jnp.where(size > 0, square + jnp.sum(ridge[:, None] * x**2, axis=0), 0) / jnp.where(size > 0, size, 1)
+    mu = jnp.where(size > 0, square + jnp.sum(ridge[:, None] * x**2, axis=0), 0) / or_one(size)
     # Directions that were left out count as if at the level where they are: a sketch that hid one is found out here.
     top = jnp.max(factor.sizes)
     level = jnp.maximum(factor.sizes, RANK_LEVEL * jnp.finfo(x.dtype).eps * top)
     scale = level[:, None] ** 2 + mu[None, :]
-    whitened = jnp.sum(jnp.where(scale > 0, gradient**2 / jnp.where(scale > 0, scale, 1), 0), axis=0)
+    whitened = jnp.sum(jnp.where(scale > 0, gradient**2 / or_one(scale), 0), axis=0)
     bound = factor.norm * jnp.sqrt(size)
-    return jnp.where(bound > 0, jnp.sqrt(whitened) / jnp.where(bound > 0, bound, 1), 0)
+    return jnp.where(bound > 0, jnp.sqrt(whitened) / or_one(bound), 0)
 
 
 @jax.custom_jvp
