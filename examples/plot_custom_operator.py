@@ -19,7 +19,7 @@ from lrjax.testing import check_adjoint
 # of :math:`L` and :math:`R`, so the matrix is never formed.
 
 
-@lr.operators.pytree
+@lr.pytree
 class CosineCoefficients(lr.operators.Operator):
     """Coefficients ``(rows[i], cols[i])`` of the two-dimensional cosine transform."""
 

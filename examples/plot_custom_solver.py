@@ -21,7 +21,7 @@ from lrjax.testing import check_solver
 # so that a solver need not look for NaN.
 
 
-@lr.operators.pytree
+@lr.pytree
 class State:
     factors: lr.Factors
     info: dict
@@ -29,7 +29,7 @@ class State:
     step_size: jax.Array
 
 
-@lr.operators.pytree
+@lr.pytree
 class BarzilaiBorwein:
     """Gradient descent on both factors; the step is `<s, s> / <s, y>` of the last change of iterate and gradient."""
 

@@ -14,12 +14,14 @@ from lrjax import sketching as sketching
 from lrjax import status as status
 from lrjax import step_sizes as step_sizes
 from lrjax import synthetic as synthetic
+from lrjax import testing as testing
 from lrjax.completion.complete import Completion as Completion
 from lrjax.completion.complete import complete as complete
 from lrjax.completion.ensemble import CompletionEnsemble as CompletionEnsemble
 from lrjax.completion.ensemble import complete_ensemble as complete_ensemble
 from lrjax.completion.rank_selection import RankSelection as RankSelection
 from lrjax.completion.rank_selection import select_rank as select_rank
+from lrjax.core.pytree import pytree as pytree
 from lrjax.iteration.solution import Solution as Solution
 from lrjax.iteration.solve import iterate as iterate
 from lrjax.iteration.solve import solve as solve

@@ -169,7 +169,7 @@ def lstsq(
 
         A matrix that is never formed, here the rows of `a` beside their running means:
 
-        >>> @lr.operators.pytree
+        >>> @lr.pytree
         ... class WithMeans:
         ...     a: jax.Array
         ...     dtype = property(lambda self: self.a.dtype)
