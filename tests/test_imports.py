@@ -117,6 +117,11 @@ def test_solvers_know_no_other_solver(name):
         assert other in allowed or other.split(".")[0] not in ("solvers", "iteration"), f"{name} imports {other}"
 
 
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("solvers.")])
+def test_solvers_know_operators_by_their_contract(name):
+    assert not any(other.split(".")[0] == "operators" for other in _inside(MODULES[name]))
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_files_stay_readable(name):
     assert len(MODULES[name].read_text().splitlines()) <= MAX_LINES
@@ -136,6 +141,12 @@ def test_import_is_light():
 
 # What the operator contract of `operators.base` describes once for all.
 CONTRACT = {
+    "arrange",
+    "solve_left",
+    "solve_right",
+    "fewest_entries",
+    "coupled_parts",
+    "couple",
     "shape",
     "num_measurements",
     "measured",

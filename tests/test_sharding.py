@@ -41,7 +41,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import lrjax as lr
 from lrjax.linalg.rows import RowProblem
 from lrjax.linalg.sketched_rows import SketchedRows
-from lrjax.operators.coupling import arrange, coupling
 
 assert jax.device_count() == 8
 key = jax.random.key(0)
@@ -150,7 +149,7 @@ ridge = jnp.float32(0.1)
 
 @jax.jit
 def parts(op):
-    both = coupling(op, left, right, None, ridge, arrange(op))
+    both = op.couple(left, right, None, ridge, op.coupled_parts())
     coupled = both.unwhiten_left(both.apply(both.whiten_right(right)))
     back = both.unwhiten_right(both.apply_transpose(both.whiten_left(left)))
     sketched, _ = op.solve_left(right + 0.1, op.arrange(y), warm)

@@ -1,6 +1,7 @@
 """Measurement operators: linear maps from low-rank matrices to numbers, one contract for all."""
 
 from lrjax.core.pytree import pytree as pytree
+from lrjax.operators.base import EntrywiseOperator as EntrywiseOperator
 from lrjax.operators.base import Operator as Operator
 from lrjax.operators.combinators import masked as masked
 from lrjax.operators.combinators import scaled as scaled

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lrjax.core.checks import as_array
+from lrjax.linalg.rows import RowProblem
+from lrjax.operators.coupling import DenseCoupling, ListedCoupling, dense_coupling
 
 # The products of an operator and the arrays that they take.
 _PRODUCTS = {
@@ -36,8 +38,7 @@ class Operator:
     `lrjax.testing.check_adjoint` on the result.
 
     Attributes:
-        entrywise: true if each measurement is one entry of the matrix, so that least squares in one factor falls
-            apart into independent rows. Such operators also define `solve_left` and `solve_right`.
+        entrywise: true for an `EntrywiseOperator`.
     """
 
     entrywise: ClassVar[bool] = False
@@ -87,6 +88,57 @@ class Operator:
     def symmetric_adjoint_matmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
         """`(A*(z) + A*(z).T) @ u` for square matrices: what the gradient in `X = U U^T` needs."""
         return self.adjoint_matmul(z, u) + self.adjoint_rmatmul(z, u)
+
+
+class EntrywiseOperator(Operator):
+    """An operator each of whose measurements is one entry: least squares in one factor is one problem for each row.
+
+    Attributes:
+        sketches_rows: whether `solve_left` and `solve_right` take a `RowProblem` with `sketched`.
+    """
+
+    entrywise: ClassVar[bool] = True
+    sketches_rows: ClassVar[bool] = False
+
+    def arrange(self, y: jax.Array, weights: jax.Array | None = None) -> Any:
+        """Measurements `(m,)` and weights `(m,)` (`None` for ones) as the half steps read them, both ways.
+
+        Loops that solve many half steps with the same data call this once.
+        """
+        raise _missing(self, "arrange")
+
+    def solve_left(self, right: jax.Array, data: Any, row: RowProblem) -> tuple[jax.Array, jax.Array]:
+        """`argmin over left of sum_i weights_i (A(left right^T)_i - y_i)^2 + ridge ||left||_F^2`, row by row.
+
+        Args:
+            right: `(n2, k)`.
+            data: `arrange(y, weights)`.
+            row: ridge, columns in use, constraints.
+
+        Returns:
+            `left`, `(n1, k)`, and the sum of squares `sum_i weights_i (A(left right^T)_i - y_i)^2`. Rows without
+            entries are zero; rows with fewer than `k` are damped, not fitted exactly.
+        """
+        raise _missing(self, "solve_left")
+
+    def solve_right(self, left: jax.Array, data: Any, row: RowProblem) -> tuple[jax.Array, jax.Array]:
+        """The same for `right` given `left`."""
+        raise _missing(self, "solve_right")
+
+    def fewest_entries(self) -> jax.Array | None:
+        """Entries of the row or column with fewest, of those with any; `None` where that takes a count."""
+        return None
+
+    def coupled_parts(self) -> Any:
+        """What `couple` reads that is the same at every point, or `None`."""
+        return None
+
+    def couple(
+        self, left: jax.Array, right: jax.Array, weights: jax.Array | None, ridge: jax.Array, parts: Any
+    ) -> DenseCoupling | ListedCoupling:
+        """The coupling of both factors at `(left, right)`; weights are zero where nothing was measured."""
+        dense = jnp.ones(self.shape, left.dtype) if weights is None else weights.reshape(self.shape)
+        return dense_coupling(dense, left, right, ridge)
 
 
 def _transpose(linear: Any, shape: tuple[int, int], z: jax.Array) -> jax.Array:

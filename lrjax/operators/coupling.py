@@ -17,7 +17,6 @@ from lrjax.core.pytree import pytree
 from lrjax.linalg.guarded import cholesky
 from lrjax.linalg.rows import masked_gram
 from lrjax.linalg.segments import Segments, pad_one, take
-from lrjax.operators.sampled_entries import SampledEntries
 
 
 def _inverse_roots(gram: jax.Array) -> jax.Array:
@@ -177,31 +176,13 @@ def _eye(k: int, ridge: jax.Array) -> jax.Array:
     return (jnp.reshape(ridge, (1, -1)) * jnp.eye(k, dtype=ridge.dtype))[None]
 
 
-def arrange(op: Any) -> tuple[Chunks, Chunks] | None:
-    """What a coupling of `op` reads that is the same at every point: computed once per solve."""
-    if not isinstance(op, SampledEntries):
-        return None
-    m = op.num_measurements
-    (index_row, slots_row, rows), (index_col, slots_col, cols) = _used(op.by_row), _used(op.by_col)
+def listed_chunks(by_row: Any, by_col: Any, m: int) -> tuple[Chunks, Chunks]:
+    """What a coupling of `m` listed entries reads that is the same at every point: computed once per solve."""
+    (index_row, slots_row, rows), (index_col, slots_col, cols) = _used(by_row), _used(by_col)
     return (
         Chunks(index=index_row, position=slots_row, source=_source(slots_row, slots_col, m), rows=rows),
         Chunks(index=index_col, position=slots_col, source=_source(slots_col, slots_row, m), rows=cols),
     )
-
-
-def coupling(
-    op: Any,
-    left: jax.Array,
-    right: jax.Array,
-    weights: jax.Array | None,
-    ridge: jax.Array,
-    chunks: tuple[Chunks, Chunks] | None,
-) -> "DenseCoupling | ListedCoupling":
-    """The coupling of an entrywise operator at `(left, right)`; weights are zero where nothing was measured."""
-    if chunks is not None:
-        return listed_coupling(chunks, weights, left, right, ridge)
-    dense = jnp.ones(op.shape, left.dtype) if weights is None else weights.reshape(op.shape)
-    return dense_coupling(dense, left, right, ridge)
 
 
 def dense_coupling(weights: jax.Array, left: jax.Array, right: jax.Array, ridge: jax.Array) -> DenseCoupling:

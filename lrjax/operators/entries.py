@@ -1,7 +1,7 @@
 """Entries of the matrix as measurements, dense: all of them, or those under a mask."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from lrjax.core.checks import as_array, check_shape, host_value
 from lrjax.core.numerics import matmul
 from lrjax.core.pytree import pytree
-from lrjax.linalg.rows import masked_gram
-from lrjax.operators.base import Operator
+from lrjax.linalg.rows import RowProblem, masked_gram
+from lrjax.operators.base import EntrywiseOperator
 
 
 def _dense_arranged(y, weights):
@@ -31,7 +31,7 @@ def _dense_least_squares(factor, data, row, *, transpose):
 
 
 @pytree
-class Identity(Operator):
+class Identity(EntrywiseOperator):
     """Every entry, row by row: robust PCA, weighted approximation, and the population model of the theory.
 
     Attributes:
@@ -43,7 +43,6 @@ class Identity(Operator):
         12
     """
 
-    entrywise: ClassVar[bool] = True
     matrix_shape: tuple[int, int] = jax.tree.static(kw_only=False)
 
     @property
@@ -69,22 +68,19 @@ class Identity(Operator):
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
         return matmul(z.reshape(self.shape).T, u)
 
-    def arrange(self, y, weights=None):
-        """Measurements and weights as the half steps read them; see `SampledEntries.arrange`."""
+    def arrange(self, y: jax.Array, weights: jax.Array | None = None) -> Any:
         y = y.reshape(self.shape)
         return _dense_arranged(y, jnp.ones_like(y) if weights is None else weights.reshape(self.shape))
 
-    def solve_left(self, right, data, row):
-        """Least squares for `left` given `right`; see `SampledEntries.solve_left`."""
+    def solve_left(self, right: jax.Array, data: Any, row: RowProblem) -> tuple[jax.Array, jax.Array]:
         return _dense_least_squares(right, data, row, transpose=True)
 
-    def solve_right(self, left, data, row):
-        """Least squares for `right` given `left`."""
+    def solve_right(self, left: jax.Array, data: Any, row: RowProblem) -> tuple[jax.Array, jax.Array]:
         return _dense_least_squares(left, data, row, transpose=False)
 
 
 @pytree
-class EntryMask(Operator):
+class EntryMask(EntrywiseOperator):
     """The entries under a dense mask, as `n1 * n2` measurements of which the unmasked are not measured.
 
     The mask is an ordinary array, so completion problems with different masks share one compile and can be
@@ -101,7 +97,6 @@ class EntryMask(Operator):
         [2.0, 0.0, 0.0]
     """
 
-    entrywise: ClassVar[bool] = True
     mask: jax.Array = dataclasses.field(kw_only=False)
 
     @staticmethod
@@ -151,15 +146,12 @@ class EntryMask(Operator):
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
         return matmul(self.adjoint(z).T, u)
 
-    def arrange(self, y, weights=None):
-        """Measurements and weights as the half steps read them; see `SampledEntries.arrange`."""
+    def arrange(self, y: jax.Array, weights: jax.Array | None = None) -> Any:
         w = self.mask.astype(y.dtype) if weights is None else self._observed(weights.reshape(self.shape))
         return _dense_arranged(self._observed(y.reshape(self.shape)), w)
 
-    def solve_left(self, right, data, row):
-        """Least squares for `left` given `right`; see `SampledEntries.solve_left`."""
+    def solve_left(self, right: jax.Array, data: Any, row: RowProblem) -> tuple[jax.Array, jax.Array]:
         return _dense_least_squares(right, data, row, transpose=True)
 
-    def solve_right(self, left, data, row):
-        """Least squares for `right` given `left`."""
+    def solve_right(self, left: jax.Array, data: Any, row: RowProblem) -> tuple[jax.Array, jax.Array]:
         return _dense_least_squares(left, data, row, transpose=False)

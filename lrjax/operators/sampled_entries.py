@@ -9,9 +9,11 @@ import numpy as np
 from lrjax.core.checks import as_array, check_choice, check_count, check_indices, check_real, check_shape, on_host
 from lrjax.core.numerics import matmul
 from lrjax.core.pytree import cast_floats, pytree, replace
+from lrjax.linalg.rows import RowProblem
 from lrjax.linalg.segments import pad_one, take
 from lrjax.linalg.sketched_rows import solve_rows_sketched
-from lrjax.operators.base import Operator
+from lrjax.operators.base import EntrywiseOperator
+from lrjax.operators.coupling import Chunks, ListedCoupling, listed_chunks, listed_coupling
 from lrjax.operators.layout import (
     BLOCK_ENTRIES,
     BLOCK_ENTRIES_ELSEWHERE,
@@ -30,7 +32,7 @@ FORWARD_BLOCK = 2**16
 
 
 @pytree
-class SampledEntries(Operator):
+class SampledEntries(EntrywiseOperator):
     """A list of entries, up to tens of millions, laid out twice: by rows and by columns.
 
     Built on the host by `build`; the layout (rows cut into chunks, in blocks that fit the cache) makes the half steps
@@ -52,7 +54,7 @@ class SampledEntries(Operator):
         ([0, 2], [7.0, 5.0])
     """
 
-    entrywise: ClassVar[bool] = True
+    sketches_rows: ClassVar[bool] = True
     rows: jax.Array
     cols: jax.Array
     by_row: Layout
@@ -227,39 +229,33 @@ class SampledEntries(Operator):
     def adjoint_rmatmul(self, z: jax.Array, u: jax.Array) -> jax.Array:
         return _weighted_sum(self.by_col, z, u)
 
-    def arrange(self, y, weights=None):
+    def arrange(self, y: jax.Array, weights: jax.Array | None = None) -> Any:
         """Measurements and weights in the order in which the half steps read them, both ways.
 
-        Loops that solve many half steps with the same data call this once: the gather costs about a third of a sweep.
-
-        Args:
-            y: `(m,)`.
-            weights: `(m,)`, or `None` for ones.
-
-        Returns:
-            What `solve_left` and `solve_right` take; about five times the memory of `y` (ten with weights).
+        The gather costs about a third of a sweep, and its result about five times the memory of `y` (ten with weights).
         """
         return _arrange(self.by_row, y, weights), _arrange(self.by_col, y, weights)
 
-    def solve_left(self, right, data, row):
-        """`argmin over left of sum_i weights_i (A(left right^T)_i - y_i)^2 + ridge ||left||_F^2`, row by row.
-
-        Args:
-            right: `(n2, k)`.
-            data: `arrange(y, weights)`.
-            row: a `RowProblem`: ridge, columns in use, constraints.
-
-        Returns:
-            `left`, `(n1, k)`, and the sum of squares `sum_i weights_i (A(left right^T)_i - y_i)^2`. Rows without
-            entries are zero; rows with fewer than `k` are damped, not fitted exactly.
+    def solve_left(self, right: jax.Array, data: Any, row: RowProblem) -> tuple[jax.Array, jax.Array]:
+        """See `EntrywiseOperator.solve_left`.
 
         Cost `m k (k + 1)` multiply-adds for the Gram matrices, `2 m k` for the rest, and `n1 k^3 / 3` for the solves.
         """
         return _solve(self.by_row, right, data[0], row)
 
-    def solve_right(self, left, data, row):
-        """The same for `right` given `left`."""
+    def solve_right(self, left: jax.Array, data: Any, row: RowProblem) -> tuple[jax.Array, jax.Array]:
         return _solve(self.by_col, left, data[1], row)
+
+    def fewest_entries(self) -> jax.Array:
+        return jnp.minimum(self.by_row.fewest, self.by_col.fewest)
+
+    def coupled_parts(self) -> tuple[Chunks, Chunks]:
+        return listed_chunks(self.by_row, self.by_col, self.num_measurements)
+
+    def couple(
+        self, left: jax.Array, right: jax.Array, weights: jax.Array | None, ridge: jax.Array, parts: Any
+    ) -> ListedCoupling:
+        return listed_coupling(parts, weights, left, right, ridge)
 
 
 def _indices(name: str, values: Any, bound: int) -> np.ndarray:

@@ -15,7 +15,6 @@ from lrjax.linalg import guarded
 from lrjax.linalg.krylov import conjugate_gradient
 from lrjax.linalg.rows import RowProblem, under_determined
 from lrjax.linalg.sketched_rows import SketchedRows
-from lrjax.operators.sampled_entries import SampledEntries
 from lrjax.problems.factors import Factors
 from lrjax.problems.problem import Problem
 from lrjax.solvers import base
@@ -156,7 +155,7 @@ class AlternatingMinimization:
         check_range("inner_tolerance", self.inner_tolerance, low=0)
         if self.inner_tolerance is not None and self.inner != "sketched":
             raise ValueError(f"inner_tolerance belongs to inner='sketched'; got inner={self.inner!r}")
-        if self.inner == "sketched" and not isinstance(problem.operator, SampledEntries):
+        if self.inner == "sketched" and not (problem.operator.entrywise and problem.operator.sketches_rows):
             raise ValueError(
                 f"inner='sketched' needs the operator SampledEntries; got {type(problem.operator).__name__}. "
                 "Use inner='exact' or 'cg'"
@@ -235,9 +234,8 @@ class AlternatingMinimization:
         if not self._by_rows(problem):
             return jnp.asarray(False)
         weights, (n1, n2), dtype = problem.effective_weights(), problem.shape, problem.y.dtype
-        if weights is None and isinstance(op := problem.operator, SampledEntries):
-            count = jnp.minimum(op.by_row.fewest, op.by_col.fewest)
-        else:
+        count = problem.operator.fewest_entries() if weights is None else None
+        if count is None:
             on = jnp.ones_like(problem.y) if weights is None else (weights > 0).astype(dtype)
             per_row = problem.operator.adjoint_matmul(on, jnp.ones((n2, 1), dtype))
             per_col = problem.operator.adjoint_rmatmul(on, jnp.ones((n1, 1), dtype))

@@ -13,7 +13,6 @@ from lrjax.core.pytree import pytree
 from lrjax.core.units import Units
 from lrjax.linalg import guarded
 from lrjax.linalg.krylov import counted_conjugate_gradient
-from lrjax.operators.coupling import arrange, coupling
 from lrjax.problems.factors import Factors, best_rank
 from lrjax.problems.problem import Problem
 from lrjax.solvers import base
@@ -171,6 +170,7 @@ class GaussNewton:
     def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> GaussNewtonState:
         """The spectral start (absolute loss: of the measurements by weight), or given factors."""
         key_start, key_gain = jax.random.split(key)
+        op = problem.operator
         zero = Factors(*(jnp.zeros((n, 1), problem.y.dtype) for n in problem.shape))
         residual = problem.residual(zero if factors is None else factors)
         scale = jnp.zeros_like(problem.y[0])
@@ -194,7 +194,7 @@ class GaussNewton:
             lowest=misfit,
             waited=(misfit != misfit).astype(jnp.int32),
             info=self._info(problem, factors, residual, scale, ridge, 0 * gain),
-            chunks=arrange(problem.operator) if self.variant == "ridge" else None,
+            chunks=op.coupled_parts() if op.entrywise and self.variant == "ridge" else None,
         )
 
     def step(self, problem: Problem, state: GaussNewtonState, key: jax.Array) -> tuple[GaussNewtonState, jax.Array]:
@@ -357,7 +357,7 @@ class GaussNewton:
         tolerance = default if self.inner_tolerance is None else self.inner_tolerance
         steps = self.inner_steps or DEFAULT_INNER_STEPS["ridge"]
         if op.entrywise:
-            k = coupling(op, u, v, weights, ridge, state.chunks)
+            k = op.couple(u, v, weights, ridge, state.chunks)
             f, g = k.whitened_adjoints(z)
             f, g = f - k.whiten_left(ridge * u), g - k.whiten_right(ridge * v)
             # [[I, K], [K^T, I]] (q, x) = (f, g) with q eliminated: half the steps of the whole system.

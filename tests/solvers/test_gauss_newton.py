@@ -10,7 +10,7 @@ import pytest
 
 import lrjax as lr
 from lrjax import operators, status, synthetic
-from lrjax.operators.coupling import arrange, coupling, dense_coupling
+from lrjax.operators.coupling import dense_coupling
 
 KEY = jax.random.key(3)
 
@@ -213,7 +213,7 @@ def test_the_coupling_of_listed_entries_is_the_dense_one(mask, block_entries, we
 
         @jax.jit
         def listed(left, right):
-            found = coupling(op, left, right, weights, ridge, arrange(op))
+            found = op.couple(left, right, weights, ridge, op.coupled_parts())
             return found.apply(right), found.apply_transpose(left), found.whitened_adjoints(z)
 
         dense_weights, dense_z = np.zeros((2, n1, n2))
