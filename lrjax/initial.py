@@ -116,7 +116,7 @@ def spectral(
 def orthonormal(factor: jax.Array, mask: jax.Array | None) -> jax.Array:
     """An orthonormal basis of the columns in use, zero elsewhere."""
     if mask is not None:
-        # Unused columns are zero and would make QR singular; anything independent does in their place.
+        # Unused columns are zero and would make QR singular; any independent columns will do.
         filler = drawn(jax.random.normal, jax.random.key(0), factor.shape, factor.dtype)
         factor = jnp.where(mask[None, :] > 0, factor, filler)
     return keep_columns(guarded.qr(factor)[0], mask)

@@ -85,8 +85,8 @@ def _support_recovery(estimate: jax.Array, truth: jax.Array, threshold: float | 
 def scaled_error(estimate: jax.Array, truth: jax.Array) -> jax.Array:
     """Relative error after the best scaling, `min_c ||c estimate - truth|| / ||truth||`, `c` real or complex.
 
-    For what is determined up to a factor: gains, inputs, eigenvectors. At most one, which is also what an estimate
-    of zeros has.
+    For what is determined up to a factor: gains, inputs, eigenvectors. Never above 1, the value for
+    an all-zero estimate.
 
     Args:
         estimate: real or complex, any shape.

@@ -1,6 +1,6 @@
 """Plots that take axes and return axes: nothing is shown, saved or set globally.
 
-Every function draws on `ax` when one is given. Without it the function makes a figure of its own, under
+Every function draws on `ax` when one is given. Without it the function makes its own figure, under
 `style()`, and returns its axes. For several panels, open the style yourself:
 
     with lrjax.plot.style():

@@ -183,8 +183,8 @@ class ResidualQuantile:
     Needs neither the optimum nor the corruption level, as long as the corrupted fraction stays well below
     `1 - quantile`; the quantile then measures the misfit of clean measurements, so the step shrinks in
     proportion to the error and convergence is linear at exact rank. The median (`quantile=0.5`) tolerates less
-    than half; the default leaves room for 50 %. A `value` of 0.5 is half again as fast where measurements abound, and
-    oscillates for ever where they are few. Costs a sort of the residuals per step.
+    than half; the default leaves room for 50 %. A `value` of 0.5 is 50 % faster where measurements are plentiful, and
+    oscillates where they are scarce. Costs a sort of the residuals per step.
     """
 
     value: float | jax.Array = dataclasses.field(default=0.3, kw_only=False)

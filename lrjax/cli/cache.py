@@ -21,7 +21,7 @@ OFF = ("off", "0", "no", "false", "none")
 def chosen_folder(given: str | None) -> Path | None:
     """Where compiled programs are kept: what is given, else `LRJAX_CACHE`, else the user's cache folder.
 
-    `None` where that says `off`, and where JAX has been told of a cache of its own.
+    `None` where that says `off`, and where JAX has its own cache already.
     """
     named = given if given is not None else os.environ.get(VARIABLE) or None
     if named is not None:

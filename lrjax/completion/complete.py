@@ -61,7 +61,7 @@ def complete(
             values: values times `c` need a ridge times `c` for the same answer times `c`.
         biases: fit an offset of every row and column too, jointly with the factors, after the mean is taken out; the
             penalty on an offset `b` is `ridge b^2 / s`, with `s` the standard deviation of the values, about one for
-            ratings. With a `solver` of your own, shrunk row and column means are subtracted first.
+            ratings. With your own `solver`, shrunk row and column means are subtracted first.
         holdout: fraction of the entries to hold out, to measure `holdout_rmse` and `baseline_rmse`; at least one.
             Duplicates are merged before.
         early_stopping: return the step with the least held-out error, and stop five steps after it; needs `holdout`.

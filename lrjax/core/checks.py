@@ -1,4 +1,4 @@
-"""Checks at the door: each raises a `ValueError` naming the argument, what was seen and what was expected."""
+"""Argument checks: each raises a `ValueError` naming the argument, what was seen and what was expected."""
 
 import dataclasses
 import operator
@@ -226,7 +226,7 @@ def on_host(name: str, value: Any) -> np.ndarray:
 
 
 def as_array(name: str, value: Any) -> jax.Array:
-    """`value` as a JAX array of numbers or booleans: the one door for data from the host.
+    """`value` as a JAX array of numbers or booleans: the one conversion of data from the host.
 
     NumPy's doubles become single precision unless JAX's double precision is on, as everywhere in JAX.
 

@@ -27,7 +27,7 @@ from lrjax.problems.factors import Factors, as_factors
 
 
 def undetermined(rows: Any, cols: Any, shape: tuple[int, int], rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns that a mask of entries leaves open, whatever the solver, for a generic matrix of this rank.
+    """Rows and columns that the observed entries cannot determine, for a generic matrix of this rank.
 
     A row with exactly `rank` entries is determined once the columns are known, and tells nothing about them. So such
     rows are taken away with their entries, then such columns, and so on; a row or column that is then left with fewer

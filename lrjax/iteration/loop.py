@@ -70,8 +70,8 @@ def blocks(run: Callable, row: Callable, carry: tuple, num_steps: int, record_ev
     """Takes `num_steps` steps; also returns `row(carry)` after every `record_every` of them.
 
     Finished solves cost nothing, and finished lanes of a batch wait for the last one. The steps are a `while_loop`,
-    which leaves alone what the lanes share: a batched `cond` would copy the problem for every lane. Derivatives, which
-    a `while_loop` has not in reverse, are those of a scan of guarded steps, all `num_steps` of them.
+    which leaves alone what the lanes share: a batched `cond` would copy the problem for every lane. A `while_loop`
+    has no reverse derivative; a scan of guarded steps, all `num_steps` of them, supplies it.
     """
     firsts = np.arange(0, num_steps, record_every, dtype=np.int32)
     run, run_consts = _hoisted(run, carry, jnp.int32(0))

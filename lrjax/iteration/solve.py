@@ -1,4 +1,4 @@
-"""`solve` and `iterate`: checks at the door, one jitted core behind it."""
+"""`solve` and `iterate`: argument checks, then one jitted core."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -81,7 +81,7 @@ def iterate(
 
     Each yield is one jitted block, the same steps with the same keys as `solve`; the trace of a yielded solution has
     a single row. It ends early once the lane has finished. For progress bars, time limits and early stopping by rules
-    of your own; not traceable.
+    you write yourself; not traceable.
     """
     problem, solver, init, truth = _prepare(problem, solver, key, init, truth)
     num_steps, record_every = _check_steps(num_steps, record_every)

@@ -27,7 +27,7 @@ def conjugate_gradient(
         num_steps: steps at most; exactly that many when `tolerance` is `None`.
         tolerance: stop when `||residual|| <= tolerance * ||rhs||`. The derivative is then that of the exact
             solution (implicit); with `None` the steps themselves are differentiated.
-        rowwise: the system falls apart into one independent system per leading index; each gets step lengths of
+        rowwise: the system is block diagonal over the leading index; each block gets step lengths of
             its own, so that the worst-conditioned row does not hold back the others.
 
     Returns:

@@ -23,7 +23,7 @@ class Segments:
     Attributes:
         row: `(chunks,)` in `[0, num_rows]`; `num_rows` for chunks of none.
         num_rows: rows in all.
-        single: every chunk is a row, that of its own number.
+        single: every chunk is one row, the one with its number.
     """
 
     row: jax.Array

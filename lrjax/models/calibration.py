@@ -19,14 +19,14 @@ METHODS = ("lstsq", "spectral")
 
 @pytree
 class Calibration:
-    """Gains and inputs, up to the one number that no measurement shows: `(c d, x / c)` measures what `(d, x)` does.
+    """Gains and inputs, up to the scaling ambiguity: `(c d, x / c)` measures what `(d, x)` does.
 
     Compare with a truth by `lr.metrics.scaled_error`, and compare inverse gains: gains near zero in `inverse_gains`
     explode under noise.
 
     Attributes:
         inverse_gains: `(m,)`, zero for a sensor that measured nothing.
-        inputs: `(n,)`, or `(p, n)` where each block has an input of its own.
+        inputs: `(n,)`, or `(p, n)` where each block has its own input.
     """
 
     inverse_gains: jax.Array

@@ -64,7 +64,7 @@ def rank_projected_descent(
 
     A step is one of gradient descent in both at once, after which the matrix is replaced by the best approximation of
     that rank: `X <- P_k(X - t dX)`, `free <- free - t dfree`. The gradient is that of JAX, so the objective may be
-    anything differentiable; several matrices bound to one rank are the blocks of one.
+    anything differentiable; to bound the joint rank of several matrices, stack them.
 
     If the objective is `mu` strongly convex, its gradient has the Lipschitz constant `L`, and its minimiser over all
     matrices has that rank already, then a step shortens the distance to it to at most `2 max(|1 - t mu|, |1 - t L|)`
@@ -74,7 +74,7 @@ def rank_projected_descent(
 
     A pure function: jit it, vmap it over starts, step sizes or data, differentiate it. To compile once for many data
     sets, pass these by `jax.tree_util.Partial(objective, data)` with an `objective(data, matrix, free)` of a module,
-    or call it under a jit of your own; a new closure is a new program.
+    or call it under your own jit; a new closure is a new program.
 
     Args:
         objective: `(matrix, free) -> scalar`; `matrix` is a dense `(n1, n2)` array.

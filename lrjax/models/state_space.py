@@ -116,7 +116,7 @@ def markov_parameters(inputs: jax.Array, outputs: jax.Array, key: jax.Array) -> 
     Raises:
         ValueError: another shape, not real or finite, dtypes that differ, or fewer runs than `T m`.
 
-    Cost: that of `lstsq` with an `N x T m` matrix. Do not use it for inputs that hold still or repeat (the
+    Cost: that of `lstsq` with an `N x T m` matrix. Do not use it for constant or periodic inputs (the
     matrix loses rank), nor for unstable systems over long horizons.
 
     Source: step 1 of Wang and Anderson, arXiv 2109.02703.

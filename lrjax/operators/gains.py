@@ -316,7 +316,7 @@ class InverseGainSystem:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(p m, m + n)`, or `(p m, m + n p)` if each block has an input of its own."""
+        """`(p m, m + n)`, or `(p m, m + n p)` if each block has its own input."""
         m, inputs = self.operator.shape
         return self.operator.num_measurements, m + inputs
 

@@ -41,7 +41,7 @@ class Hankel(Operator):
 
     @staticmethod
     def create(block_rows: int, block_cols: int, *, block_shape: tuple[int, int] = (1, 1)) -> "Hankel":
-        """The structure with so many blocks each way.
+        """A block Hankel structure of the given size.
 
         Raises:
             ValueError: a size that is not a positive integer.

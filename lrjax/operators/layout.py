@@ -59,7 +59,7 @@ class Layout:
         used: numbers of the chunks that hold entries, as many as any mask of so many needs: some may hold none.
         slots: rows that a block can hold.
         num_long: places for long rows.
-        single: every chunk is a row, that of its own number.
+        single: every chunk is one row, the one with its number.
         over: how the blocks are split over devices, `None` for not at all.
     """
 

@@ -156,7 +156,7 @@ class SampledEntries(EntrywiseOperator):
         count, m = mesh.shape[axis], self.num_measurements
 
         def put(array: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
-            # Each process fills the devices of its own, on a mesh over many.
+            # Each process fills its own devices, on a mesh over many.
             host = np.asarray(array)
             return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 

@@ -152,7 +152,7 @@ class LowRankSketch:
         """Adds independent Gaussian noise of the three deviations to `columns`, `rows` and `core`.
 
         Once: before the stream, so that the state itself is covered, or after it; the result has the same law. Take the
-        deviations from `noise_deviations`, and a key of its own for each call, kept secret.
+        deviations from `noise_deviations`, and a separate key for each call, kept secret.
 
         Raises:
             ValueError: not one key, or not three deviations, each at least zero.

@@ -1,8 +1,8 @@
 """Sampling rows of a tall matrix by importance: the sample as a sketch, and the scores to draw by.
 
-A row that no other row can stand in for must be kept; the scores say how much that is so. For `sum_i |a_i x|^p`
-they are, from the cheapest to the dearest: `leverage_scores` (right for p = 2), `root_leverage_scores` (p < 2),
-`lewis_weights` (0 < p < 4) and `lp_sensitivities` (small matrices only). Uniform sampling is `jnp.ones(n)`.
+Rows that carry directions of their own must be kept; scores measure this. For `sum_i |a_i x|^p` they are, from the
+cheapest to the most expensive: `leverage_scores` (right for p = 2), `root_leverage_scores` (p < 2), `lewis_weights`
+(0 < p < 4) and `lp_sensitivities` (small matrices only). Uniform sampling is `jnp.ones(n)`.
 """
 
 import functools

@@ -62,7 +62,7 @@ class AlternatingMinimization:
     """Alternating least squares with an orthonormalised factor, on entries or on any other measurements.
 
     One step: QR of the left factor, `right = argmin sum_i w_i (A(Q right^T)_i - y_i)^2 + ridge ||right||^2`, QR of the
-    right factor, the same for the left. On entries every row is a small least-squares problem of its own. Losses other
+    right factor, the same for the left. On entries every row is its own small least-squares problem. Losses other
     than the squared one are minimised by reweighting (`w_i loss'(r_i) / r_i` from the current residual, majorise and
     minimise), so Huber and absolute losses give a robust completion.
 
@@ -276,7 +276,7 @@ class AlternatingMinimization:
         return jax.lax.stop_gradient(Factors(clipped, matmul(factors.right, matmul(factors.left.T, clipped))))
 
     def _by_rows(self, problem: Problem) -> bool:
-        """Whether a half step falls apart into one small least-squares problem per row."""
+        """Whether a half step splits into one small least-squares problem per row."""
         return self.inner != "cg" and problem.operator.entrywise
 
     def _reweighted(self, problem: Problem) -> bool:

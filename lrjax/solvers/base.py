@@ -1,4 +1,4 @@
-"""What several solvers need: door checks and the rule that says when a fit is exact."""
+"""What several solvers need: argument checks and the rule that says when a fit is exact."""
 
 from typing import Any
 

@@ -73,7 +73,7 @@ class BlindGainDescent:
             if basis is not None and (jnp.ndim(basis) != 2 or jnp.shape(basis)[0] != n):
                 raise ValueError(f"{name} must have shape ({n}, k), orthonormal columns; got {jnp.shape(basis)}")
             if basis is not None and (host := host_value(basis)) is not None:
-                # A slip in the scale or a basis of another kind; rounding, in any dtype, is far smaller.
+                # Catches a wrongly scaled basis; rounding, in any dtype, is far smaller.
                 if not np.abs(host.T @ host - np.eye(host.shape[1])).max() < 1e-2:
                     raise ValueError(f"{name} must have orthonormal columns: take numpy.linalg.qr(basis)[0]")
                 if name == "gain_basis" and not np.abs(host @ host.sum(axis=0) - 1).max() < 1e-2:

@@ -47,12 +47,12 @@ def sweep(
 ) -> Any:
     """Runs `trial(key, **point)` at every point of a grid, `num_trials` times each, and returns labelled arrays.
 
-    Traced axes share one compile; each combination of the static ones is a compile of its own. Trials run in batches
+    Traced axes share one compile; each combination of the static ones is compiled separately. Trials run in batches
     under `vmap`, batch after batch, on all devices at once. On a CPU a batch is what fits the cache of a core
     (one trial, without `vmap`, if that is less than four); on an accelerator what fits a quarter of its memory. So
     memory does not grow with the number of trials, and a trial may draw a large problem from its key.
 
-    Every trial has a key of its own, made from `key`, its grid point and its number; it does not depend on batches,
+    Every trial has its own key, made from `key`, its grid point and its number; it does not depend on batches,
     devices or processes. A trial that ends without a finite answer is recorded as it is, and counted in
     `attrs["num_nonfinite"]`.
 

@@ -1,4 +1,4 @@
-"""Linear least squares: one door, `lstsq`, and the result it returns."""
+"""`lstsq`: the one entry point of linear least squares, and the result it returns."""
 
 import functools
 from typing import Any, ClassVar
@@ -110,7 +110,7 @@ def lstsq(
       through its transpose. `4 n d^2 + 20 d^3` operations (`n` and `d` exchanged if wide), and copies of `a`.
     - "sketch_and_solve": solves the short problem `min ||S (a x - b)||` directly: a sketch and `2 m d^2`. A
       fixed factor away from optimal, not accurate: with a Gaussian S of `m` rows, `||a (x' - x)||^2` is on average
-      `d / (m - d - 1)` times the squared residual. For loose answers, and for `a` that passes by once.
+      `d / (m - d - 1)` times the squared residual. For loose answers, and for streamed data.
     - "lsqr", "iterative_sketching", "fossils": a sketch preconditions iterations, a product with `a` and one with `a^T`
       per step (`4 n d`), about 15 to 40 of them. LSQR on `a T` from the sketched solution; momentum steps (Epperly
       2023; forward stable); two refinement passes of conjugate gradients (Epperly, Meier and Nakatsukasa 2024;

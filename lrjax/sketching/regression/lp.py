@@ -1,4 +1,4 @@
-"""Regression in the p-norm: one door, `lp_regression`, on all rows or on a sample of them."""
+"""`lp_regression`: regression in the p-norm, on all rows or on a sample of them."""
 
 import functools
 from typing import Any
