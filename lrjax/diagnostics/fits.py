@@ -41,8 +41,8 @@ def fit_rate(
 
     The window of a curve runs from the first step at which the error is below `start` times its first value to the
     last before it comes within a factor of ten of `floor`, which is the smallest finite error of the curve, or rounding
-    level of the first value if that is more. This drops the last decade of a curve still falling, and the plateau of one
-    that has stalled. Within it, a straight line is fitted to the log of the error by least squares, against `t`
+    level of the first value if that is more. This drops the last decade of a curve still falling, and the plateau of
+    one that has stalled. Within it, a straight line is fitted to the log of the error by least squares, against `t`
     (linear) or `log t` (sublinear).
 
     Args:
