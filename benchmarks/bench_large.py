@@ -17,11 +17,22 @@ SIZES = (1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000)
 
 def make(folder, count, shape=SHAPE):
     """Distinct entries, popularities like `(i + 1)^-1/2` on both sides, values of mean square one, as `.npy` files."""
-    rng, codes = np.random.default_rng(0), np.empty(0, np.int64)
-    while codes.size < count:
-        size = min(count - codes.size + count // 10, 20_000_000)
+    rng, cells = np.random.default_rng(0), shape[0] * shape[1]
+    # One bit a cell: the popular ones are drawn many times over.
+    taken, found = np.zeros(-(-cells // 8), np.uint8), 0
+    while found < count:
+        size = min(count - found + count // 10, 20_000_000)
         rows, cols = ((n * rng.random(size) ** 2).astype(np.int64) for n in shape)
-        codes = np.union1d(codes, rows * shape[1] + cols)
+        codes = np.unique(rows * shape[1] + cols)
+        # `unpackbits` has the first cell of a byte in its highest bit. The bits of one byte are different ones.
+        bits, starts = (128 >> (codes % 8)).astype(np.uint8), np.flatnonzero(np.diff(codes // 8, prepend=-1))
+        place = codes[starts] // 8
+        new = np.add.reduceat(bits, starts) & ~taken[place]
+        taken[place] |= new
+        found += int(np.bitwise_count(new).sum())
+    step = 2**24
+    parts = [np.flatnonzero(np.unpackbits(taken[at : at + step])) + 8 * at for at in range(0, len(taken), step)]
+    codes = np.concatenate(parts)
     # Sorted codes: every so many of them, not the first.
     codes = codes[np.linspace(0, codes.size - 1, count).astype(np.int64)]
     np.save(folder / "rows.npy", (codes // shape[1]).astype(np.int32))
