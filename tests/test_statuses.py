@@ -209,6 +209,35 @@ class StudentT:
         return 100 / (1 + r * r)
 
 
+@operators.pytree
+class Ratio:
+    """A loss that a change of units leaves alone: its degree is zero."""
+
+    level: jax.Array | float = 1.0
+
+    degree = 0
+
+    def in_units(self, unit):
+        return Ratio(level=self.level / unit)
+
+    def value(self, r):
+        return jnp.log1p((r / self.level) ** 2)
+
+    def gradient(self, r):
+        return 2 * r / (self.level**2 + r**2)
+
+    def reweight(self, r, floor):
+        return 2 / (self.level**2 + r**2)
+
+
+def test_a_loss_of_degree_zero_moves_with_its_data():
+    problem, _ = lr.synthetic.matrix_sensing(KEY, shape=(6, 5), rank=1, num_measurements=60)
+    problem = dataclasses.replace(problem, y=64 * problem.y, loss=Ratio(level=jnp.float32(64.0)))
+    moved, units = problem.in_units()
+    assert float(units.factor) > 1
+    assert float(moved.objective_of(moved.y)) == float(problem.objective_of(problem.y))
+
+
 def test_a_large_rise_has_a_status():
     problem, _ = lr.synthetic.matrix_sensing(KEY, shape=(10, 8), rank=2, num_measurements=200)
     problem = dataclasses.replace(problem, loss=StudentT())

@@ -1,5 +1,6 @@
 """`select_rank`: how many columns a problem supports, from its measurements."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -114,7 +115,7 @@ def select_rank(
         return _gap(problem, key, max_rank=max_rank)
     given = solver
     solver = _default(problem, method, max_rank) if given is None else given
-    if "rank" not in vars(solver) or member(solver, "max_rank") != max_rank:
+    if not _has_field(solver, "rank") or member(solver, "max_rank") != max_rank:
         raise ValueError(f"solver must have a field rank, and max_rank={max_rank}; got {solver!r}")
     member(solver, "check")(problem)
     solver = replace(solver, rank=None)
@@ -124,6 +125,11 @@ def select_rank(
         return _adaptive(problem, first, solver, key, *settings, num_steps=num_steps)
     solver, settings = cast_floats((solver, (holdout, tolerance)), problem.y.dtype)
     return _holdout(problem, solver, key, *settings, num_steps=num_steps)
+
+
+def _has_field(solver: Any, name: str) -> bool:
+    known = dataclasses.is_dataclass(solver) and not isinstance(solver, type)
+    return known and any(field.name == name for field in dataclasses.fields(solver))
 
 
 def _default(problem: Problem, method: str, max_rank: int) -> Any:

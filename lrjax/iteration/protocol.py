@@ -10,25 +10,27 @@ from lrjax.problems.problem import Problem
 
 
 class State(Protocol):
-    """The iterate of a solver, a pytree; what else a step hands to the next one lies in fields of its own.
+    """The iterate of a solver, a pytree; what else a step hands to the next one lies in fields of its own."""
 
-    Attributes:
-        factors: the iterate. A step that leaves it not finite is not taken.
-        info: scalars for the trace, with `"objective"` and `"residual"` among them (`solvers.base.describe`).
-    """
+    @property
+    def factors(self) -> Any:
+        """The iterate. A step that leaves it not finite is not taken."""
+        ...
 
-    factors: Any
-    info: Any
+    @property
+    def info(self) -> dict[str, jax.Array]:
+        """Scalars for the trace, with `"objective"` and `"residual"` among them (`solvers.base.describe`)."""
+        ...
 
 
 class Solver(Protocol):
     """A pytree of settings. Beside the two methods it may have the members in `OPTIONAL`."""
 
-    def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> Any:
+    def init(self, problem: Problem, key: jax.Array, factors: Factors | None = None) -> State:
         """The state to start from; `factors` if they are given, else a start of the solver's own."""
         ...
 
-    def step(self, problem: Problem, state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+    def step(self, problem: Problem, state: Any, key: jax.Array) -> tuple[State, jax.Array]:
         """The next state, and an int32 code of `lrjax.status`."""
         ...
 

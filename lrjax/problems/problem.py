@@ -114,7 +114,7 @@ class Problem:
         """
         loss, weights, dtype = self.loss, self.weights, self.y.dtype
         factor = weight = jnp.ones((), dtype)
-        degree = 0
+        degree = None
         if isinstance(loss, losses.LossWithUnits):
             degree = loss.degree
             factor = power(exponent(self.observed()) // 2, dtype)
@@ -122,8 +122,8 @@ class Problem:
         if weights is not None:
             weight = unit_of(weights)
             weights = weights / weight
-        y = self.y / factor / factor if degree else self.y
-        units = Units(factor=factor, weight=weight, degree=degree)
+        y = self.y if degree is None else self.y / factor / factor
+        units = Units(factor=factor, weight=weight, degree=degree or 0)
         return Problem(self.operator, y, weights, loss), units
 
     def check(self) -> None:

@@ -113,9 +113,9 @@ def check_step_rule(rule: Any) -> None:
     if not isinstance(rule, StepRule):
         check_range("step_size", rule, low=0, open_low=True)
         return
-    for name, value in vars(rule).items():
-        if name in ("value", "decay", "quantile", "power", "optimum"):
-            check_range(f"step_size.{name}", value, low=0, high=1 if name in ("decay", "quantile") else None)
+    for name in ("value", "decay", "quantile", "power", "optimum"):
+        high = 1 if name in ("decay", "quantile") else None
+        check_range(f"step_size.{name}", getattr(rule, name, None), low=0, high=high)
 
 
 def require_absolute(solver: str, problem: Problem) -> None:

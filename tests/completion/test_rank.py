@@ -112,3 +112,10 @@ def test_bad_settings_are_named():
         lr.select_rank(problem.y, key, max_rank=3)
     with pytest.raises(ValueError, match="key"):
         lr.select_rank(problem, 0, max_rank=3)
+
+
+@pytest.mark.parametrize("solver", ["x", 3, (1, 2), lr.AlternatingMinimization], ids=repr)
+def test_what_is_no_solver_is_refused(solver):
+    problem, _ = lr.synthetic.matrix_completion(jax.random.key(0), shape=(12, 10), rank=2, fraction=0.8)
+    with pytest.raises(ValueError, match="solver must have a field rank"):
+        lr.select_rank(problem, jax.random.key(0), max_rank=3, solver=solver)
